@@ -1,0 +1,31 @@
+"""Models that nest, losses that add, players that oppose: VAEs, GANs, diffusion models, and their hybrids."""
+
+import components
+
+if getattr(components, "PROJECT", None) != "hybrids":
+    raise ImportError(
+        f"hybrids needs its own package `components`, but another of that name comes first on sys.path: "
+        f"{getattr(components, '__file__', None)}; run from another folder, or rename that package"
+    )
+
+from .critic import Critic
+from .ema import EMA
+from .experiment import load
+from .game import Player, train, warmup_cosine
+from .models import GAN, VAE, Diffusion, StandardNormal, rate
+from .terms import Terms
+
+__all__ = [
+    "EMA",
+    "GAN",
+    "VAE",
+    "Critic",
+    "Diffusion",
+    "Player",
+    "StandardNormal",
+    "Terms",
+    "load",
+    "rate",
+    "train",
+    "warmup_cosine",
+]

@@ -1,0 +1,160 @@
+"""Backbones: networks (x_t, t, cond) to a tensor, for denoisers on images and on vectors."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import (
+    ClassEmbedding,
+    DenseBlock,
+    FourierFeatures,
+    ResidualBlock,
+    SelfAttention,
+    TimeEmbedding,
+    Upsample,
+    check_event,
+    group_norm,
+    pyramid,
+    zeroed,
+)
+
+__all__ = ["MLP", "UNet"]
+
+
+class _Embedding(nn.Module):
+    """What adapts every block: SiLU(time + label), (B, width)."""
+
+    def __init__(self, width: int, frequencies: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(width, frequencies)
+        self.label = ClassEmbedding(num_classes, width)
+
+    def forward(self, t: Tensor, cond: Tensor | None, x: Tensor) -> Tensor:
+        embedding, label = self.time(t, x), self.label(cond, x)
+        return F.silu(embedding if label is None else embedding + label)
+
+
+class _Step(nn.Module):
+    """A residual block, then self-attention where wanted."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, embedding, dropout)
+        self.attention = SelfAttention(outputs) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """A U-Net of residual blocks adapted by time and label: x_t (B, C, H, W) to (B, out_channels, H, W), at first zero.
+
+    After Ho et al. 2020 (arXiv 2006.11239) with the adaptive norms of Dhariwal and Nichol 2021 (arXiv 2105.05233).
+
+    Arguments: width times `multipliers`, the channels at each resolution, finest first; blocks, residual blocks at each
+    resolution, both ways; attention, the heights at which every block is followed by self-attention, the lowest by
+    default and () for none (the middle has it where the lowest resolution has it); out_channels, C by default; fourier,
+    octaves of FourierFeatures appended to x_t.
+
+    Raises ValueError when the sides of `shape` do not divide by 2^(len(multipliers) - 1), attention names another
+    height, x_t is not (B, *shape), or t or cond does not fit.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        out_channels: int | None = None,
+        fourier: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.num_classes = tuple(shape), num_classes
+        pyramid(shape, multipliers)  # refuses sides that do not divide
+        heights = [shape[1] >> i for i in range(len(multipliers))]
+        attention = heights[-1:] if attention is None else attention
+        if not set(attention) <= set(heights):
+            raise ValueError(f"attention must name heights out of {heights}; got {tuple(attention)}")
+        embedding = 4 * width
+        self.embedding = _Embedding(embedding, width, num_classes)
+        self.fourier = FourierFeatures(fourier)
+        channels = width * multipliers[0]
+        self.first = nn.Conv2d(shape[0] * self.fourier.factor, channels, 3, padding=1)
+        skips: list[int] = []
+        self.blocks = blocks
+        self.down, self.up, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for height, multiplier in zip(heights, multipliers):
+            for _ in range(blocks):
+                self.down.append(_Step(channels, width * multiplier, embedding, dropout, height in attention))
+                channels = width * multiplier
+                skips.append(channels)
+        self.middle = nn.ModuleList(
+            _Step(channels, channels, embedding, dropout, attend and heights[-1] in attention)
+            for attend in (True, False)
+        )
+        for i, (height, multiplier) in enumerate(zip(reversed(heights), reversed(multipliers))):
+            self.ups.append(Upsample(channels) if i else nn.Identity())
+            for _ in range(blocks):
+                inputs = channels + skips.pop()
+                self.up.append(_Step(inputs, width * multiplier, embedding, dropout, height in attention))
+                channels = width * multiplier
+        self.norm = group_norm(channels)
+        self.last = zeroed(nn.Conv2d(channels, out_channels or shape[0], 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B, out_channels, H, W): x_t (B, C, H, W), t (B,) or () in [0, 1], cond (B,) long or None."""
+        check_event("x_t", x_t, self.shape)
+        embedding = self.embedding(t, cond, x_t)
+        h = self.first(self.fourier(x_t))
+        skips = []
+        for i, step in enumerate(self.down):
+            h = step(F.avg_pool2d(h, 2) if i and i % self.blocks == 0 else h, embedding)
+            skips.append(h)
+        for step in self.middle:
+            h = step(h, embedding)
+        for i, step in enumerate(self.up):
+            if i % self.blocks == 0:
+                h = self.ups[i // self.blocks](h)
+            h = step(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.last(F.silu(self.norm(h)))
+
+
+class MLP(nn.Module):
+    """A residual MLP adapted by time and label in every block: x_t (B, features) to (B, out_features), at first zero.
+
+    Arguments: depth, the number of residual blocks of `width`; fourier, octaves of FourierFeatures appended to x_t;
+    out_features, `features` by default. Raises ValueError when x_t is not (B, features), or t or cond does not fit.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int = 256,
+        depth: int = 3,
+        fourier: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        out_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.features, self.num_classes = features, num_classes
+        self.embedding = _Embedding(width, min(width, 128), num_classes)
+        self.fourier = FourierFeatures(fourier)
+        self.first = nn.Linear(features * self.fourier.factor, width)
+        self.blocks = nn.ModuleList(DenseBlock(width, width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.last = zeroed(nn.Linear(width, out_features or features))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B, out_features): x_t (B, features), t (B,) or () in [0, 1], cond (B,) long or None."""
+        check_event("x_t", x_t, (self.features,))
+        embedding = self.embedding(t, cond, x_t)
+        h = self.first(self.fourier(x_t))
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.last(F.silu(self.norm(h)))

@@ -1,0 +1,347 @@
+"""What encoders, decoders and denoisers return: distributions over a whole event, in nats.
+
+The batch is the first dimension, the event is all others: `log_prob` and `entropy` are (B,), summed over the event.
+Parameters given in half precision are widened to float32. Every sampler takes a `torch.Generator`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import wide
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Delta",
+    "DiscretizedLogistic",
+    "DiscretizedNormal",
+    "Distribution",
+    "Implicit",
+    "Normal",
+    "grid",
+    "kl",
+    "kl_per_dimension",
+    "per_example",
+    "randn_like",
+]
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A distribution over (B, *event); `Implicit` offers `rsample` only, and its other members raise."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, *event)."""
+        ...
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw (B, *event), differentiably in the parameters."""
+        ...
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) in nats."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """(B,) in nats."""
+        ...
+
+
+def per_example(values: Tensor) -> Tensor:
+    """Sum (B, *event) over the event: (B,)."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise like x; unlike `torch.randn_like` it takes a generator."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _rand_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform noise in the open interval (0, 1), safe under log."""
+    u = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return u.clamp(torch.finfo(x.dtype).tiny, 1 - torch.finfo(x.dtype).eps)
+
+
+def grid(levels: int, like: Tensor) -> Tensor:
+    """The values 2v/(K-1) - 1, v = 0 … K-1, that discrete data of K levels take in [-1, 1]: (K,)."""
+    return torch.linspace(-1, 1, levels, device=like.device, dtype=like.dtype)
+
+
+def _to_grid(y: Tensor, levels: int) -> Tensor:
+    """y in [-1, 1] rounded to K levels, with the gradient of y."""
+    steps = (levels - 1) / 2
+    return y + (((y + 1) * steps).round() / steps - 1 - y).detach()
+
+
+def _entropy(log_mass: Callable[[Tensor], Tensor], like: Tensor, levels: int) -> Tensor:
+    """-Σ_v P(v) log P(v) for every dimension of `like`, summed over the event: (B,)."""
+    values = grid(levels, like).view(-1, *[1] * like.ndim)
+    masses = log_mass(values.expand(-1, *like.shape))
+    return per_example(-(masses.exp() * masses).sum(0))
+
+
+class Normal:
+    """N(mean, diag std²): log p(y) = -½ Σ ((y - mean)²/std² + log 2π std²).
+
+    Arguments: mean (B, *event); std > 0, broadcastable to it. A std of 0 can be sampled from, but has no density.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor | float) -> None:
+        self.mean = wide(mean)
+        self.std = wide(torch.as_tensor(std, device=mean.device))
+        if self.std.dtype != self.mean.dtype:
+            self.std = self.std.to(self.mean.dtype)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std ε (B, *event), ε ~ N(0, I)."""
+        return self.mean + self.std * randn_like(self.mean, generator)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats."""
+        squares = ((wide(y) - self.mean) / self.std).square()
+        return per_example(-0.5 * (squares + math.log(2 * math.pi)) - self.std.log())
+
+    def entropy(self) -> Tensor:
+        """½ Σ log 2πe std²: (B,) nats."""
+        return per_example(0.5 * math.log(2 * math.pi * math.e) + self.std.log().expand_as(self.mean))
+
+
+class Delta:
+    """All mass on one point: what a deterministic decoder or a GAN's generator returns.
+
+    `log_prob` is the log of the mass at y, 0 or -inf, not a density; its entropy is 0 in the same sense.
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = wide(mean)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The point itself (B, *event)."""
+        return self.mean
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,): 0 where y is the point, else -inf."""
+        same = (y == self.mean).flatten(1).all(1)
+        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device).masked_fill(~same, -math.inf)
+
+    def entropy(self) -> Tensor:
+        """(B,): 0."""
+        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+
+
+class Bernoulli:
+    """Independent two-valued pixels in {-1, 1}, p(1) = sigmoid(logits).
+
+    log p(y) = Σ h log p + (1 - h) log(1 - p) with h = (y + 1)/2; for grey y in (-1, 1) the same sum is the customary
+    cross-entropy, which is no likelihood. Arguments: logits (B, *event).
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = wide(logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """2p - 1 = tanh(logits/2): (B, *event)."""
+        return torch.tanh(self.logits / 2)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event) in {-1, 1}; gradients go straight through to the mean (Bengio 2013, 1308.3432)."""
+        mean = self.mean
+        hard = torch.where(_rand_like(mean, generator) < (mean + 1) / 2, 1.0, -1.0).to(mean.dtype)
+        return hard + mean - mean.detach()
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats."""
+        return per_example(-F.binary_cross_entropy_with_logits(self.logits, (wide(y) + 1) / 2, reduction="none"))
+
+    def entropy(self) -> Tensor:
+        """(B,) nats."""
+        p = torch.sigmoid(self.logits)
+        return per_example(F.binary_cross_entropy_with_logits(self.logits, p, reduction="none"))
+
+
+class DiscretizedLogistic:
+    """A logistic integrated over the bins of K grey levels, edge bins open (Salimans 2017, 1701.05517, eq. 2).
+
+    P(v) = S((x + ½Δ - mean)/s) - S((x - ½Δ - mean)/s), x = 2v/(K-1) - 1, Δ = 2/(K-1), S the sigmoid.
+    Arguments: mean and log_scale = log s (B, *event); levels = K >= 2.
+    """
+
+    def __init__(self, mean: Tensor, log_scale: Tensor, levels: int) -> None:
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        self.location, self.log_scale, self.levels = wide(mean), wide(log_scale), levels
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the logistic clipped to [-1, 1], in closed form; rounding moves it by at most half a bin."""
+        s = self.log_scale.exp()
+        return -1 + s * (F.softplus((self.location + 1) / s) - F.softplus((self.location - 1) / s))
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event) on the grid; gradients go straight through the rounding."""
+        u = _rand_like(self.location, generator)
+        y = self.location + self.log_scale.exp() * (u.log() - (-u).log1p())
+        return _to_grid(y.clamp(-1, 1), self.levels)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        return per_example(self._log_mass(wide(y)))
+
+    def entropy(self) -> Tensor:
+        """(B,) nats: the sum over all K levels, so it takes K times the event's memory."""
+        return _entropy(self._log_mass, self.location, self.levels)
+
+    def _log_mass(self, y: Tensor) -> Tensor:
+        half = 1 / (self.levels - 1)
+        inverse = (-self.log_scale).exp()
+        upper, lower = (y + half - self.location) * inverse, (y - half - self.location) * inverse
+        # log(S(u) - S(l)) = log S(u) + log S(-l) + log(1 - e^(l - u)): no cancellation, however far the tail.
+        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * inverse))
+        tail = torch.where(y < -1 + half, F.logsigmoid(upper), F.logsigmoid(-lower))
+        return torch.where((y < -1 + half) | (y > 1 - half), tail, inside)
+
+
+class DiscretizedNormal:
+    """A Gaussian integrated over the bins of K grey levels, edge bins open (Ho 2020, 2006.11239, eq. 13).
+
+    P(v) = Φ((x + ½Δ - mean)/std) - Φ((x - ½Δ - mean)/std), x = 2v/(K-1) - 1, Δ = 2/(K-1).
+    Arguments: mean (B, *event); std > 0, broadcastable to it; levels = K >= 2.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor | float, levels: int) -> None:
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        self.normal, self.levels = Normal(mean, std), levels
+
+    @property
+    def mean(self) -> Tensor:
+        """The Gaussian's own mean, kept in [-1, 1]: (B, *event)."""
+        return self.normal.mean.clamp(-1, 1)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event) on the grid; gradients go straight through the rounding."""
+        return _to_grid(self.normal.rsample(generator).clamp(-1, 1), self.levels)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        return per_example(self._log_mass(wide(y)))
+
+    def entropy(self) -> Tensor:
+        """(B,) nats: the sum over all K levels, so it takes K times the event's memory."""
+        return _entropy(self._log_mass, self.normal.mean, self.levels)
+
+    def _log_mass(self, y: Tensor) -> Tensor:
+        half = 1 / (self.levels - 1)
+        upper = (y + half - self.normal.mean) / self.normal.std
+        lower = (y - half - self.normal.mean) / self.normal.std
+        # Φ(u) - Φ(l) = Φ(-l) - Φ(-u): in the left tail both are small numbers, so no digits cancel.
+        flip = lower > 0
+        far = torch.special.log_ndtr(torch.where(flip, -lower, upper))
+        near = torch.special.log_ndtr(torch.where(flip, -upper, lower))
+        inside = far + torch.log(-torch.expm1((near - far).clamp(max=-torch.finfo(far.dtype).tiny)))
+        tail = torch.special.log_ndtr(torch.where(y < -1 + half, upper, -lower))
+        return torch.where((y < -1 + half) | (y > 1 - half), tail, inside)
+
+
+class Categorical:
+    """An arbitrary distribution over the K grey levels of every dimension.
+
+    Arguments: logits (B, K, *event), unnormalized, over the values 2v/(K-1) - 1.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        if logits.ndim < 3 or logits.shape[1] < 2:
+            raise ValueError(f"logits must be (B, K, *event) with K >= 2; got shape {tuple(logits.shape)}")
+        self.log_mass = wide(logits).log_softmax(1)
+        self.levels = logits.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, *event)."""
+        return (self.log_mass.exp() * self._values()).sum(1)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event) on the grid, by Gumbel's maximum; gradients go straight through to the mean."""
+        u = _rand_like(self.log_mass, generator)
+        index = (self.log_mass - (-u.log()).log()).argmax(1)
+        mean = self.mean
+        return grid(self.levels, mean)[index] + mean - mean.detach()
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        index = ((wide(y) + 1) * ((self.levels - 1) / 2)).round().long().clamp(0, self.levels - 1)
+        return per_example(self.log_mass.gather(1, index.unsqueeze(1)).squeeze(1))
+
+    def entropy(self) -> Tensor:
+        """(B,) nats."""
+        return per_example(-(self.log_mass.exp() * self.log_mass).sum(1))
+
+    def _values(self) -> Tensor:
+        return grid(self.levels, self.log_mass).view(-1, *[1] * (self.log_mass.ndim - 2))
+
+
+class Implicit:
+    """A distribution that can only be sampled: what a GAN knows of its own data.
+
+    Arguments: draw, a function of a generator (or None) that returns (B, *event); name, said in the errors.
+    """
+
+    def __init__(self, draw: Callable[[torch.Generator | None], Tensor], name: str) -> None:
+        self.draw, self.name = draw, name
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event)."""
+        return self.draw(generator)
+
+    @property
+    def mean(self) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("mean")
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("log_prob")
+
+    def entropy(self) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("entropy")
+
+    def _refusal(self, what: str) -> TypeError:
+        return TypeError(f"{self.name} is an implicit distribution: it has rsample, but no {what}; use samples instead")
+
+
+def kl_per_dimension(q: Normal, p: Normal) -> Tensor:
+    """KL(q ‖ p) of two diagonal Gaussians, before the sum: ½ (r² + (μ_q - μ_p)²/σ_p² - 1 - log r²), r = σ_q/σ_p.
+
+    Returns (B, *event) in nats. Kingma & Welling 2013, 1312.6114, appendix B.
+    """
+    ratio = (q.std / p.std).square()
+    return 0.5 * (ratio + ((q.mean - p.mean) / p.std).square() - 1 - ratio.log())
+
+
+def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """KL(q ‖ p) in nats (B,): in closed form where there is one, else by Monte Carlo.
+
+    Closed: Normal with Normal, Bernoulli with Bernoulli, Categorical with Categorical. Otherwise the mean of
+    log q(y) - log p(y) over `samples` reparameterized draws y ~ q: unbiased, and it may be negative.
+    Raises TypeError where q or p has no density.
+    """
+    if isinstance(q, Normal) and isinstance(p, Normal):
+        return per_example(kl_per_dimension(q, p).expand_as(q.mean))
+    if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
+        cross = F.binary_cross_entropy_with_logits(p.logits, torch.sigmoid(q.logits), reduction="none")
+        return per_example(cross) - q.entropy()
+    if isinstance(q, Categorical) and isinstance(p, Categorical):
+        return per_example((q.log_mass.exp() * (q.log_mass - p.log_mass)).sum(1))
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
+    draws = [q.rsample(generator) for _ in range(samples)]
+    return torch.stack([q.log_prob(y) - p.log_prob(y) for y in draws]).mean(0)

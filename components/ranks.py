@@ -1,0 +1,28 @@
+"""What the processes of one launch must share inside a loss; on a single process each is the identity."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["mean_over_ranks", "place", "shared"]
+
+
+def place() -> tuple[int, int]:
+    """(rank, world size); (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of x over all processes, detached: batch statistics must not differ between ranks."""
+    x = x.detach()
+    if place()[1] == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / place()[1]
+
+
+def shared(x: Tensor) -> Tensor:
+    """Rank 0's x, on every process. Every process must call it."""
+    if place()[1] > 1:
+        dist.broadcast(x, 0)
+    return x

@@ -1,0 +1,55 @@
+"""The 1797 handwritten digits that scikit-learn ships (8 × 8, 17 grey levels; Alpaydin & Kaynak, UCI 1998)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .source import Data
+
+__all__ = ["digits", "stacked_digits"]
+
+NATIVE, LEVELS = 8, 17
+
+
+def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and held-out images (N, 1, 8, 8) uint8 in 0 … 16, and their labels."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    parts = train_test_split(bunch.images, bunch.target, test_size=297, random_state=0)
+    x, x_held, y, y_held = (torch.as_tensor(part) for part in parts)
+    return x.to(torch.uint8)[:, None], x_held.to(torch.uint8)[:, None], y.long(), y_held.long()
+
+
+def _resized(x: Tensor, resolution: int) -> Tensor:
+    """8 × 8 images of 17 levels, bilinearly enlarged to 256 levels."""
+    image = F.interpolate(x.float() / (LEVELS - 1), size=(resolution, resolution), mode="bilinear", align_corners=False)
+    return (image * 255).round().to(torch.uint8)
+
+
+def digits(resolution: int = 16, channels: int = 1) -> Data:
+    """1500 training and 297 held-out digits. At 8 × 8 they have their own 17 levels, enlarged 256."""
+    x, x_held, y, y_held = _split()
+    if resolution != NATIVE:
+        x, x_held = _resized(x, resolution), _resized(x_held, resolution)
+    x, x_held = x.expand(-1, channels, -1, -1).contiguous(), x_held.expand(-1, channels, -1, -1).contiguous()
+    levels = LEVELS if resolution == NATIVE else 256
+    return Data("digits", (channels, resolution, resolution), 10, levels, x, y, x_held, y_held)
+
+
+def stacked_digits(examples: int = 60_000) -> Data:
+    """Three digits in three channels of 8 × 8: 1000 modes, labelled 100 a + 10 b + c, drawn evenly with a fixed seed.
+
+    The construction of Stacked MNIST (Metz 2016, 1611.02163). Training and held-out digits are never mixed.
+    """
+    x, x_held, y, y_held = _split()
+    generator = torch.Generator().manual_seed(0)
+
+    def stack(images: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        index = torch.randint(len(images), (n, 3), generator=generator)
+        return images[index, 0], (labels[index] * torch.tensor([100, 10, 1])).sum(1)
+
+    stacked, modes = stack(x, y, examples)
+    held, held_modes = stack(x_held, y_held, 10_000)
+    return Data("stacked-digits", (3, NATIVE, NATIVE), 1000, LEVELS, stacked, modes, held, held_modes)

@@ -1,0 +1,168 @@
+"""A data set in memory, and batches of it in an order that depends on the seed and the epoch alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .points import Mixture
+
+__all__ = ["Batches", "Data"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: what a recipe needs to know of it, and its examples.
+
+    Arguments:
+        name: as in `--data`.
+        shape: of one example, (C, H, W) or (D,).
+        classes: how many labels there are; 0 if there are none.
+        levels: grey levels K of the values 2v/(K-1) - 1 that x takes; None for continuous data.
+        x: training examples, uint8 v of shape (N, C, H, W) or float32 (N, D); None where only its shape is known.
+        labels: (N,) int64, or None.
+        held_out, held_out_labels: the same for examples that no model is trained on.
+        density: the exact density that the examples were drawn from, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: int = 0
+    levels: int | None = None
+    x: Tensor | None = field(default=None, repr=False)
+    labels: Tensor | None = field(default=None, repr=False)
+    held_out: Tensor | None = field(default=None, repr=False)
+    held_out_labels: Tensor | None = field(default=None, repr=False)
+    density: Mixture | None = field(default=None, repr=False)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an example is (C, H, W)."""
+        return len(self.shape) == 3
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers an example has: d of bits/dim."""
+        return int(torch.Size(self.shape).numel())
+
+    def __len__(self) -> int:
+        return 0 if self.x is None else len(self.x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Stored examples as models see them: float32, images 2v/(K-1) - 1 in [-1, 1]."""
+        if self.levels is None:
+            return x.float()
+        return x.float() * (2 / (self.levels - 1)) - 1
+
+    def card(self) -> dict[str, Any]:
+        """What a run records of its data, enough to build its networks again."""
+        return {"name": self.name, "shape": list(self.shape), "classes": self.classes, "levels": self.levels}
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> "Data":
+        """The data set without its examples."""
+        return cls(card["name"], tuple(card["shape"]), card["classes"], card["levels"])
+
+    @classmethod
+    def from_tensor(cls, x: Tensor, name: str = "tensor", levels: int | None = 256) -> "Data":
+        """Data of one's own: images (N, C, H, W) in [-1, 1] on the grid of K levels (None: not on a grid), or (N, D).
+
+        Raises ValueError, naming the sample, for integers, NaN and images out of range.
+        """
+        from ..game import check_batch
+
+        check_batch(x)
+        if x.ndim != 4 or levels is None:
+            return cls(name, tuple(x.shape[1:]), x=x.float())
+        if levels > 256:
+            raise ValueError(f"levels must be at most 256, or None; got {levels}")
+        return cls(name, tuple(x.shape[1:]), levels=levels, x=((x + 1) * (levels - 1) / 2).round().to(torch.uint8))
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        labels: bool = False,
+    ) -> "Batches":
+        """Endless batches for one of `world_size` processes; see `Batches`."""
+        return Batches(self, batch_size, seed, rank, world_size, device, labels)
+
+
+class Batches:
+    """Endless batches (B, *shape), or {"x": …, "cond": labels}, shuffled anew in each epoch.
+
+    Sample number i of the stream is order(seed, epoch)[i mod N] of epoch i div N, so a batch may straddle two epochs
+    and none is dropped. Each step consumes world_size × B samples, of which process r takes the r-th B. The position
+    is the number of samples consumed: it survives a change of world size.
+
+    Raises ValueError if the data set has no examples or a step needs more than it has.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        labels: bool = False,
+    ) -> None:
+        if data.x is None:
+            raise ValueError(f"the data set {data.name!r} has no examples here, only its shape")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"0 <= rank < world_size must hold; got rank {rank} and world_size {world_size}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if batch_size * world_size > len(data):
+            raise ValueError(
+                f"--batch-size {batch_size} on {world_size} process{'es' * (world_size > 1)} needs "
+                f"{batch_size * world_size} examples a step; {data.name} has {len(data)}: lower --batch-size"
+            )
+        if labels and data.labels is None:
+            raise ValueError(f"the data set {data.name!r} has no labels")
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        # Small sets live on the device as uint8: a batch is one gather there.
+        self.x = data.x.to(device)
+        self.labels = data.labels.to(device) if labels and data.labels is not None else None
+        self.consumed = 0
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of an epoch: (N,) indices, a function of (seed, epoch) alone."""
+        generator = torch.Generator().manual_seed(self.seed * 0x9E3779B1 + epoch)
+        return torch.randperm(len(self.data), generator=generator)
+
+    def _indices(self, start: int, count: int) -> Tensor:
+        parts = []
+        while count > 0:
+            epoch, place = divmod(start, len(self.data))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.order(epoch)
+            parts.append(self._order[place : place + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
+        while True:
+            index = self._indices(self.consumed + self.rank * self.batch_size, self.batch_size)
+            index = index.to(self.x.device, non_blocking=True)
+            self.consumed += self.batch_size * self.world_size
+            x = self.data.decode(self.x[index])
+            yield x if self.labels is None else {"x": x, "cond": self.labels[index]}
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the stream, the same on every rank."""
+        return {"consumed": self.consumed, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position. Raises ValueError if the order there was of another seed."""
+        if state["seed"] != self.seed:
+            raise ValueError(f"the data order was of seed {state['seed']}; got --seed {self.seed}")
+        self.consumed = state["consumed"]

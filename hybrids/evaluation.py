@@ -1,0 +1,105 @@
+"""Numbers that say how good a model is: bits/dim, mode coverage, what a classifier sees."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import Data, Mixture
+
+__all__ = ["agreement", "coverage", "evaluate", "likelihood"]
+
+
+@torch.no_grad()
+def likelihood(model: Any, x: Tensor, draws: int = 4096) -> dict[str, float]:
+    """The model's bound on -log p(x), over a set of x (N, *event): nats and nats/dim, its parts, a standard error.
+
+    bits/dim = nats/(d log 2), given only where the likelihood is discrete on the data's own grid (`model.levels`).
+    Random levels are averaged over at least `draws` examples, the set repeated as often as that takes.
+    """
+    d = x[0].numel()
+    totals: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {}
+    for _ in range(max(1, math.ceil(draws / len(x)))):
+        terms = [model.nll(chunk) for chunk in x.split(512)]
+        totals.append(torch.cat([each.per_example for each in terms]))
+        for name, (weight, _) in terms[0].items():
+            values = torch.cat([each[name][1] for each in terms])
+            parts.setdefault(name, []).append(float(weight) * values.mean())
+    total = torch.stack(totals).mean(0).double()
+    found = {
+        "nats": total.mean().item(),
+        "nats_per_dim": total.mean().item() / d,
+        "nats_per_dim_standard_error": (total.std() / math.sqrt(len(total)) / d).item(),
+        **{f"nats_{name}": torch.stack(values).mean().item() for name, values in parts.items()},
+    }
+    if getattr(model, "levels", None) is not None:
+        found["bits_per_dim"] = found["nats"] / (d * math.log(2))
+    return found
+
+
+def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
+    """How samples (N, D) lie among the modes of a mixture.
+
+    modes: those with a sample within 3σ; high_quality: the share of such samples; kl: KL(found ‖ true) in nats of the
+    histogram over nearest modes.
+    """
+    index, distance = mixture.nearest(samples)
+    good = distance < 3
+    many = len(mixture.means)
+    share = torch.bincount(index, minlength=many).double() / len(samples)
+    return {
+        "modes": float(index[good].unique().numel()),
+        "high_quality": good.double().mean().item(),
+        "kl": (torch.xlogy(share, share) + share * math.log(many)).sum().item(),
+    }
+
+
+@lru_cache(maxsize=2)
+def _classifier(resolution: int) -> Any:
+    """A small network that reads single digits, and its accuracy on held-out ones."""
+    from sklearn.neural_network import MLPClassifier
+
+    from .data import digits
+
+    data = digits(resolution)
+    assert data.x is not None and data.held_out is not None and data.held_out_labels is not None
+    network = MLPClassifier((128,), alpha=1e-3, max_iter=200, random_state=0)
+    network.fit(data.decode(data.x).flatten(1).numpy(), data.labels.numpy())  # type: ignore[union-attr]
+    accuracy = network.score(data.decode(data.held_out).flatten(1).numpy(), data.held_out_labels.numpy())
+    return network, accuracy
+
+
+def agreement(samples: Tensor) -> dict[str, float]:
+    """What a classifier of real digits sees in samples (N, C, H, W): its mean confidence (largest probability), how
+    many of the ten classes appear, the share of the rarest, and the classifier's own held-out accuracy."""
+    network, accuracy = _classifier(samples.shape[-1])
+    probabilities = torch.as_tensor(network.predict_proba(samples.mean(1).flatten(1).cpu().double().numpy()))
+    share = torch.bincount(probabilities.argmax(1), minlength=10).double() / len(samples)
+    return {
+        "confidence": probabilities.max(1).values.mean().item(),
+        "classes": float((share > 0).sum()),
+        "rarest_class_share": share.min().item(),
+        "classifier_accuracy": accuracy,
+    }
+
+
+def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 1000) -> dict[str, float]:
+    """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        held_out = None if data.held_out is None else data.decode(data.held_out[:2000]).to(device)
+        found = likelihood(model, held_out) if hasattr(model, "nll") and held_out is not None else {}
+        generator = torch.Generator(device).manual_seed(seed)
+        if data.density is not None:
+            return found | coverage(model.sample(10_000, generator=generator), data.density)
+        if data.name != "digits":
+            return found
+        found |= agreement(model.sample(samples, generator=generator))
+        if hasattr(model, "reconstruct") and held_out is not None:
+            seen = agreement(model.reconstruct(held_out))
+            found |= {f"reconstruction_{name}": seen[name] for name in ("confidence", "classes")}
+        return found

@@ -1,0 +1,22 @@
+"""A whole run: settings, run folder, logs, samples, moving average, checkpoints, resume."""
+
+from .loading import load, load_recipe
+from .refusal import Refusal, refusing
+from .run import STOPPED, experiment, main
+from .settings import Settings, parse, setting, to_yaml
+from .stage import Stage
+
+__all__ = [
+    "STOPPED",
+    "Refusal",
+    "Settings",
+    "Stage",
+    "experiment",
+    "load",
+    "load_recipe",
+    "main",
+    "parse",
+    "refusing",
+    "setting",
+    "to_yaml",
+]

@@ -1,0 +1,128 @@
+"""Where the numbers go: metrics.jsonl, TensorBoard, the progress bar; read from the device only when written."""
+
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Gathered", "Logs", "NotFinite"]
+
+
+class NotFinite(FloatingPointError):
+    """A loss or gradient of some player became NaN or infinite."""
+
+
+class Gathered:
+    """Logs of the steps since the last line, kept on the device: adding one costs no synchronisation."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.since, self.steps = time.perf_counter(), 0
+
+    def add(self, logs: dict[str, Tensor]) -> None:
+        """Note one step's logs."""
+        self.steps += 1
+        for tag, value in logs.items():
+            self.values.setdefault(tag, []).append(value)
+
+    def read(self, accelerator: "Accelerator", step: int) -> dict[str, float]:
+        """The mean of each tag over the noted steps and all ranks; learning rates as they are now. Forgets them.
+
+        Every rank calls it. Raises NotFinite on every rank, naming the player and the term, if a loss is not finite.
+        """
+        if not self.values:
+            return {}
+        tags = sorted(self.values)
+        device = accelerator.device
+        latest = [tag.startswith("lr/") for tag in tags]
+        means = [
+            self.values[tag][-1].to(device, torch.float64)
+            if last
+            else torch.stack(self.values[tag]).to(device, torch.float64).mean()
+            for tag, last in zip(tags, latest)
+        ]
+        mean = accelerator.reduce(torch.stack(means), "mean").tolist()
+        self.values.clear()
+        bad = [tag for tag, value in zip(tags, mean) if not math.isfinite(value)]
+        if bad:
+            kind, name, *term = bad[0].split("/")
+            what = f"term {'/'.join(term)!r} of player {name!r}" if term else f"{kind} of player {name!r}"
+            raise NotFinite(
+                f"{what} is not finite in one of the {self.steps} steps up to {step} (not finite: {', '.join(bad)}); "
+                "nothing was saved since; lower the learning rate, clip gradients, or look at the data"
+            )
+        return dict(zip(tags, mean))
+
+    def rate(self) -> float:
+        """Steps per second since the last call."""
+        now = time.perf_counter()
+        rate = self.steps / max(now - self.since, 1e-9)
+        self.since, self.steps = now, 0
+        return rate
+
+
+class Logs:
+    """The run folder's metrics.jsonl and tensorboard/. Only the main process makes one."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._cut_back(step)
+        self.board: Any = None
+        self._try(lambda: self._open(folder, step))
+
+    def _open(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _cut_back(self, step: int) -> None:
+        """Forget what was logged after the step that the run goes on from."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a line cut off by a crash
+            if entry.get("step", 0) <= step:
+                kept.append(line + "\n")
+        temporary = self.path.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.path)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and a point on each curve."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self._try(lambda: [self.board.add_scalar(tag, value, step) for tag, value in values.items()])
+
+    def image(self, step: int, tag: str, drawn: Tensor) -> None:
+        """A picture (3, H, W) in [0, 1]."""
+        self._try(lambda: self.board.add_image(tag, drawn, step))
+
+    def text(self, tag: str, text: str) -> None:
+        """Text, shown as code."""
+        self._try(lambda: self.board.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines())))
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._try(lambda: self.board.close())
+
+    def _try(self, action: Any) -> None:
+        """TensorBoard is a convenience: where it fails, the run goes on."""
+        if self.board is None and self.__dict__.get("failed"):
+            return
+        try:
+            action()
+        except Exception as error:
+            self.board, self.failed = None, True
+            warnings.warn(f"TensorBoard failed ({error}); the run goes on without it", stacklevel=3)

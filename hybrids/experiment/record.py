@@ -1,0 +1,161 @@
+"""What a run leaves for people: the log, pictures, evaluations, the summary. Written by the main process."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Data
+from .logs import Gathered, Logs, NotFinite
+from .pictures import save_picture
+from .refusal import Refusal
+from .settings import Settings, to_yaml
+from .stage import Stage
+
+__all__ = ["Record", "write_whole"]
+
+
+class Record:
+    """The run folder's files besides checkpoints. Every rank makes one; only the main process's writes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        recipe: str,
+        data: Data,
+        stages: Sequence[Stage],
+        accelerator: Any,
+        start: int,
+    ) -> None:
+        self.folder, self.settings, self.recipe, self.data = folder, settings, recipe, data
+        self.stages, self.accelerator = stages, accelerator
+        self.main: bool = accelerator.is_main_process
+        self.values: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.began, self.before = time.perf_counter(), 0.0
+        if self.main:
+            write_whole(folder / "config.yaml", to_yaml(settings, recipe))
+            self.logs = Logs(folder, start)
+            self.logs.text("settings", to_yaml(settings, recipe))
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier sessions of the run included."""
+        return self.before + time.perf_counter() - self.began
+
+    @property
+    def examples_per_step(self) -> int:
+        """The effective batch size."""
+        return self.settings.batch_size * self.settings.accumulation * self.accelerator.num_processes
+
+    def parameters(self) -> dict[str, int]:
+        """Parameters by stage, those of critics included."""
+        return {stage.name: sum(p.numel() for p in stage.root().parameters()) for stage in self.stages}
+
+    def log(self, step: int, gathered: Gathered, bar: Any) -> None:
+        """Read the gathered logs and write a line. Every rank calls it; Refusal on all if a loss is not finite."""
+        try:
+            values = gathered.read(self.accelerator, step)
+        except NotFinite as error:
+            bar.close()
+            raise Refusal(f"stopped at step {step}: {error}") from error
+        if not values:
+            return
+        rate = gathered.rate()
+        values["time/images_per_second"] = rate * self.examples_per_step
+        values["time/step_ms"] = 1000 / rate
+        self.values = values
+        if self.main:
+            self.logs.scalars(step, values)
+            totals = {tag: f"{v:.4g}" for tag, v in values.items() if tag.startswith("loss/") and tag.count("/") == 1}
+            shown = {tag.removeprefix("loss/"): text for tag, text in totals.items()}
+            bar.set_postfix({**shown, "img/s": f"{values['time/images_per_second']:.0f}"}, refresh=False)
+
+    def picture(self, step: int, model: Any) -> None:
+        """A grid from fixed noise, and reconstructions of held-out images, where there are such things."""
+        if not self.main:
+            return
+        with in_eval(model):
+            generator = torch.Generator(self.accelerator.device).manual_seed(self.settings.seed)
+            x = model.sample(64 if self.data.is_image else 4000, generator=generator)
+            self._show(step, x, "step", "samples/ema")
+            if hasattr(model, "reconstruct") and self.data.held_out is not None and self.data.is_image:
+                seen = self.data.decode(self.data.held_out[:32]).to(self.accelerator.device)
+                # Each image beside its reconstruction.
+                pairs = torch.stack([seen, model.reconstruct(seen)], 1).flatten(0, 1)
+                self._show(step, pairs, "reconstructions", "reconstructions")
+
+    def _show(self, step: int, x: Tensor, name: str, tag: str) -> None:
+        self.logs.image(step, tag, save_picture(x, self.folder / "samples" / f"{name}-{step}.png"))
+
+    def evaluate(self, step: int, model: nn.Module) -> None:
+        """The cheap numbers of `hybrids.evaluation`."""
+        if not self.main:
+            return
+        from ..evaluation import evaluate
+
+        with in_eval(model):
+            self.evaluation = evaluate(model, self.data, self.accelerator.device, self.settings.seed)
+        self.logs.scalars(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})
+
+    def summary(self, step: int) -> None:
+        """summary.json, at the end."""
+        if not self.main:
+            return
+        summary = {
+            "recipe": self.recipe,
+            "steps": step,
+            "seconds": self.seconds,
+            "images_per_second": self.values.get("time/images_per_second"),
+            "parameters": self.parameters(),
+            "losses": {tag.removeprefix("loss/"): v for tag, v in self.values.items() if tag.startswith("loss/")},
+            "world_size": self.accelerator.num_processes,
+            "seed": self.settings.seed,
+            "evaluation": self.evaluation,
+        }
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def announce(self, source: Path | None, start: int) -> None:
+        """Say what is about to happen, the effective batch size above all."""
+        s, a = self.settings, self.accelerator
+        self.say(
+            f"{self.recipe} on {self.data.name} {self.data.shape} ({len(self.data)} examples), device {a.device}\n"
+            f"effective batch {self.examples_per_step} = {s.batch_size} × {a.num_processes} process(es) × "
+            f"{s.accumulation} micro-batch(es); parameters {self.parameters()}; run folder {self.folder}"
+            + (f"\ngoing on from {source} at step {start}" if source else "")
+        )
+
+    def say(self, text: str) -> None:
+        """Print it once."""
+        if self.main:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self.main:
+            self.logs.close()
+
+
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, no gradients; afterwards in the mode it had."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,41 @@
+"""Refusals: bad settings or files end a run before it starts, in a message and without a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Refusal", "is_main", "refusing"]
+
+
+class Refusal(ValueError):
+    """Something of the user's is refused: every reason at once, one to a line.
+
+    Each reason names the setting or file, what was received, what was expected, and the remedy.
+    """
+
+    def __init__(self, errors: str | Iterable[str]) -> None:
+        self.errors: list[str] = [errors] if isinstance(errors, str) else list(errors)
+        super().__init__("\n".join(self.errors))
+
+
+def is_main() -> bool:
+    """Whether this process speaks for the run, as the launcher's environment says (`RANK` unset or 0)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a `Refusal` into a message on stderr and exit code 2.
+
+    Works as a context manager and as a decorator of `main`. Every process exits; only the main one prints.
+    """
+    try:
+        yield
+    except Refusal as refusal:
+        if is_main():
+            for error in refusal.errors:
+                print(f"refused: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,295 @@
+"""A whole run: settings, data, stages, the loop, checkpoints and resume."""
+
+import inspect
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Batches, Data, load_data
+from ..ema import EMA
+from ..game import assert_equal_on_ranks, train
+from . import checkpoint as disk
+from .logs import Gathered
+from .ranks import decide_on_main
+from .record import Record
+from .refusal import Refusal, refusing
+from .run_folder import claim, lock
+from .settings import Settings, parse, to_yaml
+from .signals import Signals
+from .stage import Stage, unmoved
+from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
+
+__all__ = ["STOPPED", "experiment", "main"]
+
+STOPPED = 75
+"""Exit code of a run that a signal stopped after it was saved: start it again with --resume auto."""
+
+Build = Callable[[Any, Data], list[Stage]]
+
+
+def main(settings_class: type[Settings], build: Build, argv: Sequence[str] | None = None) -> None:
+    """The `main` of a recipe: parse its settings, run `experiment`, exit with 0, 2 (refused) or 75 (stopped)."""
+    recipe = Path(inspect.getfile(build)).stem
+    with refusing():
+        code = experiment(parse(settings_class, argv, recipe), build, recipe)
+    if code:
+        sys.exit(code)
+
+
+def experiment(settings: Settings, build: Build, recipe: str) -> int:
+    """Train what `build` returns as the settings say, in a run folder; returns the exit code.
+
+    Raises Refusal, before any training starts, for what cannot work.
+    """
+    accelerator = _accelerator(settings)
+    try:
+        return _Run(settings, build, recipe, accelerator).run()
+    finally:
+        accelerator.end_training()
+
+
+def _accelerator(settings: Settings) -> Any:
+    from accelerate import Accelerator
+
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.accumulation,
+    )
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(self, settings: Settings, build: Build, recipe: str, accelerator: Any) -> None:
+        self.settings, self.recipe, self.accelerator = settings, recipe, accelerator
+        resolution = settings.resolution
+        if resolution is None and settings.data == "digits":
+            resolution = settings.digits_resolution
+        with _asked("data"):
+            self.data = load_data(settings.data, resolution, settings.channels)
+            self._batches()
+        if self.data.is_image:
+            # What config.yaml records is resolved.
+            self.settings = settings = replace(
+                settings, resolution=self.data.shape[-1], channels=self.data.shape[0], data=self.data.name
+            )
+        # All ranks build the same networks; noise is seeded per rank, later.
+        _seed(settings.seed)
+        with _asked(f"recipe {recipe} with --data {settings.data}"):
+            self.stages = build(settings, self.data)
+        for stage in self.stages:
+            stage.root().to(accelerator.device)
+        _check_moved(self.stages)
+        lengths = [stage.steps or settings.steps for stage in self.stages]
+        self.ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+        default = Path("runs") / recipe / datetime.now().strftime("%Y%m%d-%H%M%S")
+        # The clock of one process decides for all.
+        self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
+        self.stop = Signals()
+
+    def _batches(self) -> Batches:
+        a, s = self.accelerator, self.settings
+        return self.data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device)
+
+    def run(self) -> int:
+        """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
+        with ExitStack() as stack:
+            source = decide_on_main(self.accelerator, lambda: self._claim(stack))
+            saved = None if source is None else self._read(source)
+            done = 0 if saved is None else saved.step
+            if done >= self.ends[-1]:
+                if self.accelerator.is_main_process:
+                    print(f"{self.folder}: the run had finished its {done} steps; nothing to do", flush=True)
+                return 0
+            s = self.settings
+            self.record = Record(self.folder, s, self.recipe, self.data, self.stages, self.accelerator, done)
+            stack.callback(self.record.close)
+            self.record.announce(source, done)
+            _seed(s.seed + 1 + self.accelerator.process_index * 1_000_003)
+            stack.enter_context(self.stop)
+            for index, stage in enumerate(self.stages):
+                if done >= self.ends[index]:
+                    assert saved is not None
+                    load_weights(stage.root(), saved.tensors[f"stage-{index}"], f"stage {stage.name!r}")
+                    continue
+                if not self._train(index, saved):
+                    self.record.say(f"stopped by a signal, saved; go on with --resume auto --out {self.folder}")
+                    return STOPPED
+                saved = None
+            self.record.say(f"done: {self.folder}")
+        return 0
+
+    def _claim(self, stack: ExitStack) -> Path | None:
+        stack.enter_context(lock(self.folder))
+        return claim(self.folder, self.settings.resume, self.settings.overwrite)
+
+    def _read(self, source: Path) -> disk.Checkpoint:
+        """A checkpoint of this recipe; what has changed since is said."""
+        a = self.accelerator
+        saved = disk.read(source, a.process_index, a.num_processes)
+        if saved.card.get("recipe") != self.recipe:
+            raise Refusal(f"--resume {source}: is of recipe {saved.card.get('recipe')!r}, this is {self.recipe!r}")
+        before, now = saved.card["settings"], self._card()["settings"]
+        changed = [f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
+        if changed and a.is_main_process:
+            print(f"settings changed since {source}: {', '.join(changed)}", flush=True)
+        if saved.world_size != a.num_processes:
+            warnings.warn(
+                f"{source} was saved on {saved.world_size} processes, this is {a.num_processes}: the data order is "
+                "kept, noise is drawn anew; the run is not bit-exact",
+                stacklevel=2,
+            )
+        return saved
+
+    def _card(self) -> dict[str, Any]:
+        import yaml
+
+        own = yaml.safe_load(to_yaml(self.settings, self.recipe))
+        kept = {key: value for key, value in own.items() if key not in ("recipe", "out", "resume", "overwrite")}
+        return {"recipe": self.recipe, "data": self.data.card(), "settings": kept}
+
+    def _train(self, index: int, saved: disk.Checkpoint | None) -> bool:
+        """Train one stage to its end; False if a signal stopped it."""
+        from tqdm import tqdm
+
+        settings, stage, end = self.settings, self.stages[index], self.ends[index]
+        first = 0 if index == 0 else self.ends[index - 1]
+        batches: Any = stage.batches() if callable(stage.batches) else stage.batches or self._batches()
+        ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
+        start = first
+        if saved is not None and saved.step > first:
+            start = saved.step
+            self._restore(index, batches, ema, saved)
+        shown = stage.model if ema is None else ema.module
+        gathered = Gathered()
+        with _asked(f"stage {stage.name!r}"):
+            steps = train(stage.players, batches, self.accelerator, end - first, start - first)
+        bar = tqdm(
+            total=end - first,
+            initial=start - first,
+            desc=stage.name,
+            unit="step",
+            dynamic_ncols=True,
+            # A log file is no terminal: a line in ten seconds is enough there.
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+            disable=not self.record.main,
+        )
+        for n, logs in steps:
+            step = first + n
+            gathered.add(logs)
+            if ema is not None:
+                ema.update_parameters(stage.model)
+            stopping = self._stopping(step)
+            save = step == end or stopping or _due(step, settings.checkpoint_every)
+            if save or _due(step, settings.log_every):
+                self.record.log(step, gathered, bar)
+            bar.update(1)
+            if step == end or _due(step, settings.sample_every):
+                self.record.picture(step, shown)
+            if _due(step, settings.evaluate_every):
+                self.record.evaluate(step, shown)
+            if step == self.ends[-1]:
+                self.record.summary(step)
+            if save:
+                self._save(index, step, batches, ema)
+            if stopping and step < self.ends[-1]:
+                bar.close()
+                return False
+        bar.close()
+        return True
+
+    def _stopping(self, step: int) -> bool:
+        """Whether to stop after this step: all ranks or none, so several of them agree whenever they log."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.received
+        if not _due(step, self.settings.log_every):
+            return False
+        flag = torch.tensor([float(self.stop.received)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _save(self, index: int, step: int, batches: Any, ema: EMA | None) -> None:
+        stage = self.stages[index]
+        root = stage.root()
+        assert_equal_on_ranks(stage.players, self.accelerator)
+        tensors = {f"stage-{i}": weights(self.stages[i].root()) for i in range(index + 1)}
+        tensors["optimizers"], rest = optimizers(root, stage.players)
+        if ema is not None:
+            tensors["ema"] = weights(ema.module)
+        rank_tensors, rank_state = random_numbers(self.accelerator.device)
+        disk.save(
+            self.folder / "checkpoints",
+            step,
+            tensors=tensors,
+            states={
+                "progress": {"stage": index, "seconds": self.record.seconds},
+                "batches": batches.state_dict(),
+                "optimizers": rest,
+                "ema": {"updates": 1 if ema is None else int(ema.n_averaged)},
+            },
+            card=self._card(),
+            accelerator=self.accelerator,
+            rank_tensors=rank_tensors,
+            rank_state=rank_state,
+            keep=self.settings.keep_checkpoints,
+        )
+
+    def _restore(self, index: int, batches: Any, ema: EMA | None, saved: disk.Checkpoint) -> None:
+        stage = self.stages[index]
+        root = stage.root()
+        load_weights(root, saved.tensors[f"stage-{index}"], f"stage {stage.name!r}")
+        load_optimizers(root, stage.players, saved.tensors["optimizers"], saved.states["optimizers"])
+        if ema is not None:
+            load_weights(ema.module, saved.tensors.get("ema", weights(stage.model)), "the moving average")
+            ema.n_averaged.fill_(saved.states["ema"]["updates"])
+        with _asked("--seed"):
+            batches.load_state_dict(saved.states["batches"])
+        self.record.before = saved.states["progress"]["seconds"]
+        if saved.world_size == self.accelerator.num_processes:
+            restore_random_numbers(self.accelerator.device, saved.rank_tensors, saved.rank_state)
+
+
+@contextmanager
+def _asked(what: str) -> Iterator[None]:
+    """A ValueError in here is the user's to mend: a refusal, with the place it came from."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except ValueError as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})") from error
+
+
+def _check_moved(stages: Sequence[Stage]) -> None:
+    errors = [
+        f"stage {stage.name!r}: no player moves {', '.join(names[:3])} ({len(names)} parameter(s) in all): let one "
+        "move it, or set its requires_grad to False"
+        for stage in stages
+        if (names := unmoved(stage))
+    ]
+    if errors:
+        raise Refusal(errors)
+
+
+def _seed(seed: int) -> None:
+    from accelerate.utils import set_seed
+
+    set_seed(seed % 2**32)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

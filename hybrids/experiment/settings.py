@@ -1,0 +1,133 @@
+"""The settings of a run: a dataclass, filled from its defaults, then a YAML file, then the command line.
+
+A recipe subclasses `Settings` with fields of its own and calls `parse`. Everything that is wrong with file and command
+line is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from hybrids.experiment.fields import setting, settings_of
+from hybrids.experiment.refusal import Refusal, is_main, refusing
+from hybrids.experiment.sources import help_text, read_arguments, read_file
+
+__all__ = ["Refusal", "Settings", "parse", "refusing", "setting", "to_yaml"]
+
+S = TypeVar("S", bound="Settings")
+
+_FP16 = (
+    "fp16 needs a gradient scaler, and one scaler for the optimizers of several players shrinks their updates "
+    "without an error; use bf16, or no for full precision"
+)
+
+
+@dataclass
+class Settings:
+    """The settings that every recipe has.
+
+    A recipe's subclass adds fields by `setting(default, help, ...)` and changes a default by `steps: int = 2000`.
+    """
+
+    digits_resolution: ClassVar[int] = 16
+
+    data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of a folder of images.")
+    resolution: int | None = setting(None, "Height and width of the images; none: the data set's own.", at_least=1)
+    channels: int | None = setting(None, "Channels of the images; none: the data set's own.", at_least=1)
+    steps: int = setting(1000, "Length of the training; a step is one turn of all players.", at_least=1)
+    batch_size: int = setting(64, "Examples per process and micro-batch.", at_least=1)
+    # NumPy's generators, which some data sets draw from, take no larger seed.
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train; auto: an accelerator if any.")
+    seed: int = setting(0, "Seed of networks, data order and noise.", at_least=0, at_most=2**32 - 1)
+    deterministic: bool = setting(False, "Deterministic kernels: slower, and exactly repeatable on a GPU too.")
+    mixed_precision: Literal["no", "bf16"] = setting(
+        "no", "Precision of the networks' arithmetic; losses are always in float32.", because={"fp16": _FP16}
+    )
+    accumulation: int = setting(1, "Micro-batches per step.", at_least=1)
+    out: Path | None = setting(None, "Run folder; none: runs/RECIPE/TIMESTAMP.")
+    resume: str = setting(
+        "never",
+        "never: refuse a folder that holds a run. auto: go on from the newest checkpoint in --out, or start there. "
+        "Otherwise the path of a checkpoint or run to go on from.",
+    )
+    overwrite: bool = setting(False, "Remove the run that --out holds, and only that.")
+    checkpoint_every: int | None = setting(None, "Steps between checkpoints; none: only at the end.", at_least=1)
+    keep_checkpoints: int = setting(2, "How many checkpoints to keep, newest first.", at_least=1)
+    sample_every: int | None = setting(None, "Steps between sample grids; none: only at the end.", at_least=1)
+    log_every: int = setting(50, "Steps between lines of the log.", at_least=1)
+    evaluate_every: int | None = setting(None, "Steps between evaluations; none: never.", at_least=1)
+    ema: float = setting(0.999, "Decay of the weights' moving average; 0 keeps none.", at_least=0, below=1)
+
+    def check(self) -> list[str]:
+        """What is wrong between settings; a subclass extends the list: `return super().check() + [...]`.
+
+        Each error names its settings (`--resolution 10: ...`). One that names a setting whose own value was refused is
+        left out, since that setting stands at its default meanwhile.
+        """
+        errors = []
+        if self.device != "auto" and self.device not in (found := _devices()):
+            errors.append(f"--device {self.device}: there is none here; expected auto or one of {', '.join(found)}")
+        if self.overwrite and self.resume == "auto":
+            errors.append("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
+        return errors
+
+
+def parse(cls: type[S], argv: Sequence[str] | None, recipe: str) -> S:
+    """An instance of `cls` from its defaults, the file of `--config`, and the command line, the latter going first.
+
+    `argv` is the command line without the program's name (`None`: `sys.argv[1:]`); `recipe` the recipe's name, which
+    the file may state. `--help` prints the list of settings and exits with 0. Raises `Refusal` with all errors.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    known = settings_of(cls)
+    if "--help" in words or "-h" in words:
+        if is_main():
+            print(help_text(cls, recipe, known, settings_of(Settings)))
+        raise SystemExit(0)
+    entries, config, errors = read_arguments(words, known)
+    if config is not None:
+        from_file, file_errors = read_file(Path(config), recipe, known)
+        entries, errors = from_file + entries, file_errors + errors
+    values: dict[str, Any] = {}
+    refused: set[str] = set()
+    for where, name, value in entries:
+        try:
+            values[name] = known[name].convert(value)
+        except ValueError as error:
+            errors.append(f"{where}: {error}")
+            refused.add(name)
+    settings = cls(**{name: value for name, value in values.items() if name not in refused})
+    for message in settings.check():
+        named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9_-]+)", message)}
+        if not named & refused:
+            errors.append(message)
+    if errors:
+        raise Refusal(errors)
+    return settings
+
+
+def _devices() -> list[str]:
+    """The kinds of device that this machine has."""
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [name for name, there in present.items() if there]
+
+
+def to_yaml(settings: Settings, recipe: str) -> str:
+    """Every setting and the recipe's name as YAML that `--config` reads back to an equal instance."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(part) for part in value]
+        return str(value) if isinstance(value, Path) else value
+
+    values = {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    return yaml.safe_dump({"recipe": recipe, **values}, sort_keys=False, allow_unicode=True)

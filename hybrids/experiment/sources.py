@@ -1,0 +1,157 @@
+"""Where settings come from: the words of a command line, the entries of a YAML file, and the help that lists both."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hybrids.experiment.fields import Setting, show
+
+__all__ = ["Entry", "help_text", "read_arguments", "read_file", "unknown"]
+
+# What diffusers' training scripts call a thing, and ours: (setting, remark).
+_COUNTERPARTS = {
+    "max_train_steps": ("steps", ""),
+    "num_train_epochs": ("steps", "a length is given in steps"),
+    "train_batch_size": ("batch_size", ""),
+    "gradient_accumulation_steps": ("accumulation", ""),
+    "output_dir": ("out", ""),
+    "resume_from_checkpoint": ("resume", "`latest` is `auto` here"),
+    "checkpointing_steps": ("checkpoint_every", ""),
+    "checkpoints_total_limit": ("keep_checkpoints", ""),
+    "validation_steps": ("evaluate_every", ""),
+    "train_data_dir": ("data", ""),
+    "dataset_name": ("data", "hub:OWNER/NAME"),
+    "learning_rate": ("lr", ""),
+    "use_ema": ("ema", "its decay; 0 keeps no average"),
+    "ema_decay": ("ema", ""),
+}
+
+
+class Entry(NamedTuple):
+    """A value as it was given, and the words by which a message names its place."""
+
+    where: str
+    name: str
+    value: Any
+
+
+def unknown(where: str, name: str, known: Mapping[str, Setting], flags: bool) -> str:
+    """The refusal of a name that is no setting, with its counterpart or its nearest match."""
+
+    def spell(match: str) -> str:
+        return "--" + match.replace("_", "-") if flags else match
+
+    counterpart, remark = _COUNTERPARTS.get(name, ("", ""))
+    if counterpart in known:
+        return f"{where}: no such setting; here it is {spell(counterpart)}" + (f" ({remark})" if remark else "")
+    near = difflib.get_close_matches(name, [*known, "config"] if flags else known, n=1)
+    return f"{where}: no such setting; " + (f"did you mean {spell(near[0])}?" if near else "--help lists them all")
+
+
+def read_arguments(argv: Sequence[str], known: Mapping[str, Setting]) -> tuple[list[Entry], str | None, list[str]]:
+    """The entries of a command line, the file given by `--config`, and what is wrong with its form.
+
+    `--name value`, `--name=value`, `--flag` and `--no-flag`, with hyphens or underscores; never an abbreviation, whose
+    meaning would change with each new setting. A tuple takes all words up to the next `--`. The last of two wins.
+    """
+    entries: list[Entry] = []
+    config: str | None = None
+    errors: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            errors.append(f"{word!r}: a value without a setting; expected --name value")
+            continue
+        flag, equals, attached = word.partition("=")
+        values = [attached] if equals else []
+        while words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        name = flag[2:].replace("-", "_")
+        positive = name.removeprefix("no_")
+        if name == "config":
+            if not values:
+                errors.append("--config: a value is missing; expected the path of a YAML file")
+            config = values[0] if values else config
+            surplus = values[1:]
+        elif name in known and known[name].takes_many and values:
+            entries.append(Entry(flag, name, values[0] if len(values) == 1 and values[0] == "none" else values))
+            continue
+        elif name in known and (values or known[name].is_bool):
+            entries.append(Entry(flag, name, values[0] if values else True))
+            surplus = values[1:]
+        elif name in known:
+            errors.append(f"{flag}: a value is missing; expected {known[name].expected}")
+            continue
+        elif positive != name and positive in known and known[positive].is_bool:
+            entries.append(Entry(flag, positive, False))
+            surplus = values
+        else:
+            errors.append(unknown(flag, name, known, flags=True))
+            continue
+        errors.extend(f"{value!r} after {flag}: one value too many" for value in surplus)
+    return entries, config, errors
+
+
+def read_file(path: Path, recipe: str, known: Mapping[str, Setting]) -> tuple[list[Entry], list[str]]:
+    """The entries of a YAML file and what is wrong with its form.
+
+    A run's own `config.yaml` is such a file: its `recipe` must be this one.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [], [f"--config {path}: no such file (looked for {path.resolve()})"]
+    except OSError as error:
+        return [], [f"--config {path}: cannot be read ({error.strerror}); expected a YAML file"]
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return [], [f"{path}: is not YAML: {' '.join(str(error).split())}"]
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        return [], [f"{path}: holds {kind}; expected a mapping with lines such as `batch_size: 8`"]
+    entries, errors = [], []
+    for key, value in content.items():
+        name, where = str(key).replace("-", "_"), f"{path}: {key}"
+        if name in known:
+            entries.append(Entry(where, name, value))
+        elif name != "recipe":
+            errors.append(unknown(where, name, known, flags=False))
+        elif value != recipe:
+            errors.append(f"{where}: is {show(value)}, but this recipe is {recipe!r}; run that one, or drop the line")
+    return entries, errors
+
+
+def _listed(settings: Iterable[Setting]) -> list[str]:
+    lines = []
+    for one in settings:
+        default = " ".join(map(str, one.default)) if isinstance(one.default, tuple) else one.default
+        usage = f"{one.flag}, --no-{one.flag[2:]}" if one.is_bool else one.flag
+        kind = "" if one.is_bool else f"  {one.expected}"
+        lines.append(f"  {usage}{kind}  [{str(default).lower() if one.is_bool or default is None else default}]")
+        lines += textwrap.wrap(one.rule.help, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def help_text(cls: type, recipe: str, known: Mapping[str, Setting], common: Iterable[str]) -> str:
+    """What `--help` prints: the recipe's first line, its own settings, the common ones, an example."""
+    # A dataclass without a docstring is given its signature as one.
+    own_doc = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else ""
+    doc = (getattr(sys.modules.get(cls.__module__), "__doc__", "") or own_doc or "").strip().partition("\n")[0]
+    names = set(common)
+    script = f"python recipes/{recipe}.py"
+    lines = [f"{recipe}: {doc}" if doc else recipe, "", f"usage: {script} [--config FILE] [--setting value ...]", ""]
+    own = [one for name, one in known.items() if name not in names]
+    if own:
+        lines += [f"settings of {recipe}  [default]", *_listed(own), ""]
+    lines += ["settings of every recipe  [default]", *_listed(one for name, one in known.items() if name in names)]
+    lines += ["  --config  the path of a YAML file  [none]"]
+    lines += ["      Settings as `batch_size: 8`, such as a run's config.yaml; the command line goes before it.", ""]
+    lines += ["example:", f"  {script} --steps 2000 --batch-size 32 --out runs/{recipe}/first"]
+    return "\n".join(lines)

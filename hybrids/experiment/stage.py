@@ -1,0 +1,45 @@
+"""A stage: the part of a run that trains some players, and the model that it leaves behind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..data import Batches
+from ..game import Player
+
+__all__ = ["Stage", "unmoved"]
+
+
+@dataclass
+class Stage:
+    """What `build(settings, data)` returns a list of.
+
+    Arguments:
+        name: what logs and messages call it.
+        model: what samples, is averaged (EMA), saved, and brought back by `load`.
+        players: who trains it, in order of turns.
+        batches: its data, or a function that makes them once the stages before are trained; None: the run's own.
+        steps: its length; None: `--steps`.
+        still: parameters of the model that nobody shall move, so that the others can be checked.
+    """
+
+    name: str
+    model: nn.Module
+    players: list[Player]
+    batches: Batches | Callable[[], Batches] | None = None
+    steps: int | None = None
+    still: tuple[nn.Module, ...] = field(default=())
+
+    def root(self) -> nn.Module:
+        """Everything the stage saves, once, by name."""
+        return nn.ModuleDict(
+            {"model": self.model, "players": nn.ModuleDict({player.name: player for player in self.players})}
+        )
+
+
+def unmoved(stage: Stage) -> list[str]:
+    """The names of the model's parameters that require a gradient and that no player moves."""
+    known: set[Tensor] = {p for player in stage.players for p in player.parameters_moved()}
+    known.update(p for module in stage.still for p in module.parameters())
+    return [name for name, p in stage.model.named_parameters() if p.requires_grad and p not in known]

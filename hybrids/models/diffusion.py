@@ -1,0 +1,218 @@
+"""Diffusion, in discrete or continuous time: DDPM and variational diffusion are settings of it."""
+
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from components.denoisers import Denoiser, Estimate
+from components.distributions import kl, per_example, randn_like
+from components.last import DenoisedLast, GaussianLast, GridLast
+from components.precision import wide
+from components.samplers import ancestral, time_grid
+from components.schedules import over
+from components.timesteps import low_discrepancy
+
+from ..terms import Terms
+from .rates import StandardNormal
+
+__all__ = ["Diffusion", "Sampler"]
+
+Weighting = Literal["simple", "likelihood"]
+
+
+class Sampler(Protocol):
+    """From noise x at times[0] to x at times[-1]."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        times: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor: ...
+
+
+class Diffusion(nn.Module):
+    """A fixed Gaussian encoder q(x_t|x) and a learned denoising decoder, with T levels or infinitely many.
+
+    -log p(x) <= L_T + Σ_i KL(q(x_s|x_t, x) ‖ p(x_s|x_t)) + E[-log p(x|x_first)], s = (i-1)/T, t = i/T; in continuous
+    time the sum is -½ ∫ λ'(t) E‖ε - ε̂‖² dt. The first level is t = 0 if the schedule has noise there, else 1/T.
+    Ho 2020, 2006.11239, eq. 5; Kingma 2021, 2107.00630, eq. 11 to 17.
+
+    Arguments:
+        denoiser: backbone, schedule and parameterization.
+        shape: of one x.
+        last: the decoder p(x|x_first). By default around x_first/α if there is noise at t = 0 (`GaussianLast`,
+            `GridLast`), else around x̂ with the variance of Ho, section 3.3 (`DenoisedLast`).
+        levels: grey levels K of x, for a default `last` that is a probability of pixels; None: a density.
+        timesteps: T, or None for continuous time.
+        weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts, t uniform (and with
+            a log-SNR-linear schedule uniform in λ); likelihood is `nll`.
+        sampler, sample_steps: what `sample` uses; steps are T by default, 250 in continuous time.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        shape: int | tuple[int, ...],
+        last: nn.Module | None = None,
+        levels: int | None = None,
+        timesteps: int | None = None,
+        weighting: Weighting = "simple",
+        sampler: Sampler = ancestral,
+        sample_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if weighting not in get_args(Weighting):
+            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {weighting!r}")
+        if timesteps is not None and timesteps < 1:
+            raise ValueError(f"timesteps must be at least 1, or None for continuous time; got {timesteps}")
+        self.denoiser, self.timesteps, self.weighting = denoiser, timesteps, weighting
+        self.noise = StandardNormal(shape)
+        self.sampler, self.sample_steps = sampler, sample_steps or timesteps or 250
+        self.starts_clean = denoiser.schedule.noiseless(0.0)
+        if self.starts_clean and timesteps is None and (weighting == "likelihood" or last is not None):
+            raise ValueError(
+                f"{type(denoiser.schedule).__name__} is noiseless at t = 0: in continuous time the bound is infinite; "
+                "give timesteps, or a schedule with a finite log_snr_max"
+            )
+        self.last = last if last is not None else self._default_last(levels)
+        self.levels: int | None = getattr(self.last, "levels", None)
+
+    def _default_last(self, levels: int | None) -> nn.Module | None:
+        schedule = self.denoiser.schedule
+        if not self.starts_clean:
+            return GaussianLast(schedule) if levels is None else GridLast(schedule, levels)
+        if self.timesteps is None:
+            return None
+        return DenoisedLast(self.denoiser, 1 / self.timesteps, self.first_std(), levels)
+
+    def first_std(self) -> float:
+        """√β_1 for the large variance; for the small one, which is 0 at t = 1/T, that of the next level, as Ho."""
+        if self.timesteps is None:
+            raise ValueError("first_std is of discrete time; this diffusion has timesteps=None")
+        schedule, step = self.denoiser.schedule, 1 / self.timesteps
+        if self.denoiser.variance == "large" or self.timesteps == 1:
+            return float(schedule.step(0.0, step)[1].sqrt())
+        return float(schedule.posterior_coefficients(step, 2 * step)[2])
+
+    @property
+    def first(self) -> float:
+        """The time of the least noisy level."""
+        if not self.starts_clean:
+            return 0.0
+        if self.timesteps is None:
+            raise ValueError(
+                f"{type(self.denoiser.schedule).__name__} is noiseless at t = 0: in continuous time the bound is "
+                "infinite; give timesteps, or a schedule with a finite log_snr_max"
+            )
+        return 1 / self.timesteps
+
+    @property
+    def chain(self) -> list[tuple[float, float]]:
+        """(s, t) of every level of discrete time but the last decoder's, from the cleanest."""
+        if self.timesteps is None:
+            raise ValueError("continuous time has no chain of levels; timesteps=None")
+        skipped = int(self.starts_clean)
+        return [((i - 1) / self.timesteps, i / self.timesteps) for i in range(1 + skipped, self.timesteps + 1)]
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The training objective on x (B, *shape): the term simple, or those of `nll`."""
+        if self.weighting == "likelihood":
+            return self.nll(x, cond)
+        u = self._uniform(x)
+        t = u if self.timesteps is None else (u * self.timesteps).floor().add(1) / self.timesteps
+        estimate, epsilon = self._estimate(x, t, cond, clip=False)
+        x = wide(x)
+        target = {
+            "epsilon": epsilon,
+            "sample": x,
+            "v_prediction": estimate.alpha * epsilon - estimate.sigma * x,
+        }[estimate.prediction]
+        return Terms(simple=per_example((target - estimate.output).square()))
+
+    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The bound with one random level: terms prior = L_T, diffusion, reconstruction = L_0. (B,) nats."""
+        u = self._uniform(x)
+        if self.timesteps is None:
+            diffusion = self._rate_of_change(x, u, cond)
+        else:
+            skipped, many = int(self.starts_clean), self.timesteps - int(self.starts_clean)
+            i = (u * many).floor() + 1 + skipped
+            diffusion = many * self.level(x, (i - 1) / self.timesteps, i / self.timesteps, cond) if many else 0.0 * u
+        return self._ends(x, cond) + Terms(diffusion=diffusion)
+
+    @torch.no_grad()
+    def bound(self, x: Tensor, cond: Tensor | None = None, levels: int = 128) -> Terms:
+        """The bound with every level summed, terms as `nll`; continuous time: `levels` strata, one t drawn in each."""
+        if self.timesteps is None:
+            strata = (torch.rand(len(x), dtype=torch.float64, device=x.device).add(i) / levels for i in range(levels))
+            parts = [self._rate_of_change(x, t, cond) / levels for t in strata]
+        else:
+            parts = [self.level(x, s, t, cond) for s, t in self.chain]
+        diffusion = torch.stack(parts).sum(0) if parts else x.new_zeros(len(x))
+        return self._ends(x, cond) + Terms(diffusion=diffusion)
+
+    def level(self, x: Tensor, s: Tensor | float, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """KL(q(x_s|x_t, x) ‖ p(x_s|x_t)) at one draw of x_t: (B,) nats.
+
+        With the small variance ½ (SNR_s - SNR_t) ‖x - x̂‖² = ½ (SNR_s/SNR_t - 1) ‖ε - ε̂‖²: no large numbers cancel.
+        """
+        if self.denoiser.variance != "small":
+            x_t = self.denoiser.schedule.marginal(wide(x), t).rsample()
+            q = self.denoiser.schedule.posterior(x_t, wide(x), s, t)
+            return kl(q, self.denoiser.reverse(x_t, s, t, cond))
+        estimate, epsilon = self._estimate(x, t, cond, clip=True)
+        schedule = self.denoiser.schedule
+        if estimate.prediction == "epsilon":
+            weight = torch.expm1(schedule.log_snr(s) - schedule.log_snr(t))
+            error = per_example((epsilon - estimate.epsilon).square())
+        else:
+            weight = schedule.log_snr(s).exp() - schedule.log_snr(t).exp()
+            error = per_example((wide(x) - estimate.mean).square())
+        return (0.5 * weight).to(error) * error
+
+    def _rate_of_change(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """-½ λ'(t) ‖ε - ε̂‖²: (B,)."""
+        estimate, epsilon = self._estimate(x, t, cond, clip=True)
+        error = per_example((epsilon - estimate.epsilon).square())
+        return (-0.5 * self.denoiser.schedule.slope(t)).to(error) * error
+
+    def _ends(self, x: Tensor, cond: Tensor | None) -> Terms:
+        """L_T and L_0."""
+        x = wide(x)
+        schedule = self.denoiser.schedule
+        prior = kl(schedule.marginal(x, 1.0), self.noise.distribution)
+        x_first = schedule.marginal(x, self.first).rsample()
+        return Terms(prior=prior, reconstruction=-self.last(x_first, cond).log_prob(x))  # type: ignore[misc]
+
+    def _estimate(self, x: Tensor, t: Tensor | float, cond: Tensor | None, clip: bool) -> tuple[Estimate, Tensor]:
+        """The denoiser's answer to x_t = α x + σ ε, and ε."""
+        x = wide(x)
+        epsilon = randn_like(x)
+        alpha, sigma = self.denoiser.schedule.alpha_sigma(t)
+        x_t = over(alpha, x) * x + over(sigma, x) * epsilon
+        return (self.denoiser.clipped if clip else self.denoiser)(x_t, t, cond), epsilon
+
+    def _uniform(self, x: Tensor) -> Tensor:
+        # Only in training do all ranks come here together, as sharing the offset needs.
+        return low_discrepancy(len(x), x.device, across_ranks=self.training)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        sampler: Sampler | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """(n, *shape): noise taken down to the first level by the sampler, then the mean of the last decoder.
+
+        A schedule that starts clean is taken down to t = 0, where the last step is that mean.
+        """
+        x = self.noise.sample(n, generator=generator)
+        x = (sampler or self.sampler)(self.denoiser, x, time_grid(steps or self.sample_steps), cond, generator)
+        return x if self.starts_clean else self.last(x, cond).mean  # type: ignore[misc]

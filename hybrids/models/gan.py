@@ -1,0 +1,45 @@
+"""The generative adversarial network: a decoder that fools a critic."""
+
+import torch
+from torch import Tensor, nn
+
+from ..critic import Critic
+from ..terms import Terms
+from .rates import StandardNormal
+
+__all__ = ["GAN"]
+
+
+class GAN(nn.Module):
+    """min_G max_D of a game on D(x) and D(G(z)), z ~ N(0, I). Goodfellow 2014, 1406.2661.
+
+    It is two players: the generator moves `generator` on `loss`, the critic moves `critic` on `judge`.
+    Arguments: generator, a decoder z → Distribution; critic; latent, the shape of one z.
+    """
+
+    def __init__(self, generator: nn.Module, critic: Critic, latent: int | tuple[int, ...]) -> None:
+        super().__init__()
+        self.generator, self.critic, self.prior = generator, critic, StandardNormal(latent)
+
+    def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n fakes (n, *event), differentiable in the generator's parameters."""
+        return self.generator(self.prior.sample(n, generator=generator), cond).rsample(generator)
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The generator's objective against real x (B, *event): the term adversarial."""
+        return self.critic.fool(self.draw(len(x), cond), real=x, **_given(cond))
+
+    def judge(self, x: Tensor, cond: Tensor | None = None, step: int | None = None) -> Terms:
+        """The critic's objective: adversarial, penalties, logits."""
+        with torch.no_grad():
+            fake = self.draw(len(x), cond)
+        return self.critic.tell(x, fake, step=step, **_given(cond))
+
+    @torch.no_grad()
+    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(n, *event)."""
+        return self.draw(n, cond, generator)
+
+
+def _given(cond: Tensor | None) -> dict[str, Tensor]:
+    return {} if cond is None else {"cond": cond}

@@ -1,0 +1,82 @@
+"""The rate of a latent: what q(z|x) costs under a prior, in the one place where that is decided."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from components.distributions import Distribution, Normal, kl_per_dimension, per_example
+from components.precision import full_precision
+from components.ranks import mean_over_ranks
+
+from ..terms import Terms
+
+__all__ = ["Model", "StandardNormal", "rate"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What every model of p(x) offers; an implicit one (a GAN) offers loss and sample only. All in nats.
+
+    `nll` bounds -log p(x) from above in expectation and may draw one random level; `bound` sums every level.
+    """
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
+    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
+    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
+    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) over (B, *shape): the plain prior, with nothing to learn. Arguments: shape, of one z."""
+
+    place: Tensor
+
+    def __init__(self, shape: tuple[int, ...] | int) -> None:
+        super().__init__()
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        # A buffer, so that samples are drawn where the model is.
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+
+    @property
+    def distribution(self) -> Normal:
+        """N(0, I) over (1, *shape)."""
+        return Normal(self.place.expand(1, *self.shape), self.place + 1)
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The same as `nll`."""
+        return self.nll(x, cond)
+
+    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """-log N(x; 0, I): (B,) nats, exact."""
+        return Terms(nll=-self.distribution.log_prob(x))
+
+    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The same as `nll`."""
+        return self.nll(x, cond)
+
+    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(n, *shape)."""
+        return torch.randn(n, *self.shape, generator=generator, device=self.place.device)
+
+
+@full_precision()
+def rate(q: Distribution, z: Tensor, prior: Any, free_bits: float = 0.0, cond: Tensor | None = None) -> Terms:
+    """E_q[log q(z|x) - log p(z)], which is KL(q(z|x) ‖ p(z)), in nats.
+
+    Normal against StandardNormal: in closed form, term `rate`; with free bits Σ_j max(free_bits, E_batch KL_j), where
+    the batch is that of all ranks (Kingma 2016, 1606.04934, section C.8). Any other prior: prior.nll(z) - H[q], terms
+    `prior.*` and `posterior_entropy`; the gradient reaches q through z, and the prior.
+    Arguments: q = q(z|x); z ~ q, reparameterized (B, *latent); prior, a Model of z; free_bits, in nats a dimension.
+    Raises ValueError for free bits with a prior without closed form.
+    """
+    if isinstance(q, Normal) and isinstance(prior, StandardNormal):
+        each = kl_per_dimension(q, prior.distribution)
+        if free_bits > 0:
+            enough = mean_over_ranks(each.mean(0)) > free_bits
+            # The mean over the batch is max(free_bits, mean KL_j), and so is its gradient.
+            each = torch.where(enough, each, free_bits)
+        return Terms(rate=per_example(each))
+    if free_bits > 0:
+        raise ValueError(f"free_bits needs a KL in closed form: StandardNormal as prior; got {type(prior).__name__}")
+    return prior.nll(z, cond).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))

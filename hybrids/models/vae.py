@@ -1,0 +1,87 @@
+"""The variational autoencoder, with any prior that can score a latent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.distributions import Distribution, Implicit
+
+from ..terms import Terms
+from .rates import StandardNormal, rate
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    """-ELBO = E_q[-log p(x|z)] + β KL(q(z|x) ‖ p(z)). Kingma & Welling 2013, 1312.6114, eq. 3; Higgins 2017 for β.
+
+    Arguments:
+        encoder: x → q(z|x).
+        decoder: z → p(x|z).
+        prior: a Model of z, such as StandardNormal or a Diffusion: the latter makes this latent diffusion.
+        beta: weight of the rate in `loss`; 1 is the ELBO.
+        free_bits: nats a latent dimension that `loss` leaves uncharged; StandardNormal only.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, prior: Any, beta: float = 1.0, free_bits: float = 0.0
+    ) -> None:
+        super().__init__()
+        if beta < 0 or free_bits < 0:
+            raise ValueError(f"beta and free_bits must not be negative; got {beta} and {free_bits}")
+        if not all(hasattr(prior, name) for name in ("nll", "sample")):
+            raise ValueError(f"prior must offer nll and sample; {type(prior).__name__} is implicit: it cannot score z")
+        self.encoder, self.decoder = encoder, decoder
+        self.prior: Any = prior
+        self.beta, self.free_bits = beta, free_bits
+
+    @property
+    def levels(self) -> int | None:
+        """Grey levels of a likelihood that is discrete on the data's grid; None for a density."""
+        return getattr(getattr(self.decoder, "head", None), "levels", None)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution, Tensor, Distribution]:
+        """q(z|x), one z drawn from it, p(x|z)."""
+        q = self.encoder(x, cond)
+        z = q.rsample()
+        return q, z, self.decoder(z, cond)
+
+    def nelbo(
+        self, x: Tensor, q: Distribution, z: Tensor, p: Distribution, beta: float = 1.0, free_bits: float = 0.0
+    ) -> Terms:
+        """The negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`."""
+        return Terms(distortion=-p.log_prob(x)) + beta * rate(q, z, self.prior, free_bits)
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """What training minimizes: the negative ELBO with β and free bits."""
+        q, z, p = self(x, cond)
+        return self.nelbo(x, q, z, p, self.beta, self.free_bits)
+
+    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
+        q, z, p = self(x, cond)
+        return self.nelbo(x, q, z, p)
+
+    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """As `nll`, with every level of the prior summed."""
+        q, z, p = self(x, cond)
+        terms = Terms(distortion=-p.log_prob(x))
+        if isinstance(self.prior, StandardNormal):
+            return terms + rate(q, z, self.prior)
+        return terms + self.prior.bound(z).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))
+
+    @torch.no_grad()
+    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(n, *event): the mean of p(x|z), z ~ p(z)."""
+        return _shown(self.decoder(self.prior.sample(n, generator=generator), cond), generator)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z) at the mean of q(z|x)."""
+        return _shown(self.decoder(self.encoder(x, cond).mean, cond), None)
+
+
+def _shown(p: Distribution, generator: torch.Generator | None) -> Tensor:
+    """A decoder's picture: its mean, or a draw where there is only that."""
+    return p.rsample(generator) if isinstance(p, Implicit) else p.mean

@@ -1,0 +1,107 @@
+"""A player: somebody with a loss, and the modules it may move."""
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .terms import Terms
+
+__all__ = ["Batch", "Player", "warmup_cosine"]
+
+Batch = Tensor | Mapping[str, Tensor]
+ADAMW = partial(torch.optim.AdamW, lr=1e-4)
+
+
+class Player(nn.Module):
+    """Somebody with a loss and the modules it may move; its forward IS its loss, so DDP synchronises all of it.
+
+    Arguments:
+        loss: batch → Terms, or (batch, step) → Terms if it has a parameter named `step`.
+        moves: the modules whose parameters it optimizes; those that do not require a gradient are left alone.
+        uses: modules that only it needs and nobody trains (a teacher, a perceptual network): moved to the device,
+            set to eval, frozen. What another player moves need not be named.
+        optimizer: parameters → torch optimizer.
+        clip: largest norm of the gradient, or None.
+        lr: step → factor on the optimizer's learning rate, such as `warmup_cosine`.
+        every: it takes its turn in each step divisible by this.
+        name: what logs and errors call it.
+        allow_unused: let a step leave some of its parameters without a gradient (they get zeros).
+    Raises ValueError or TypeError, naming the player, for arguments that cannot work.
+    """
+
+    loss: Callable[..., Terms]
+
+    def __init__(
+        self,
+        loss: Callable[..., Terms],
+        moves: Iterable[nn.Module],
+        uses: Iterable[nn.Module] = (),
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = ADAMW,
+        clip: float | None = None,
+        lr: Callable[[int], float] | None = None,
+        every: int = 1,
+        name: str = "player",
+        allow_unused: bool = False,
+    ) -> None:
+        super().__init__()
+        if not callable(loss):
+            raise TypeError(f"player {name!r}: loss must be a function of a batch; got {type(loss).__name__}")
+        self.moves, self.uses = nn.ModuleList(moves), nn.ModuleList(uses)
+        parameters = [p for p in self.moves.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(f"player {name!r}: moves holds no parameter that requires a gradient")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ValueError(f"a player's name must be of letters, digits, _ and -; got {name!r}")
+        if every < 1:
+            raise ValueError(f"player {name!r}: every must be at least 1; got {every}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"player {name!r}: clip must be above 0, or None; got {clip}")
+        moved = {id(p) for p in parameters}
+        for key, p in self.uses.named_parameters():
+            if id(p) in moved:
+                raise ValueError(f"player {name!r}: {key} is in both moves and uses; a player trains it or does not")
+        # Not `self.loss = loss`: a bound method of a model is no module, but a loss that is one must not be
+        # registered, or its parameters would count as this player's.
+        object.__setattr__(self, "loss", loss)
+        self.takes_step = "step" in inspect.signature(loss).parameters
+        self.optimizer = optimizer(parameters)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.clip, self.lr, self.every, self.name, self.allow_unused = clip, lr, every, name, allow_unused
+
+    def parameters_moved(self) -> list[nn.Parameter]:
+        """What its optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on a batch: (total (), unweighted means by term)."""
+        terms = self.loss(batch, step=step) if self.takes_step else self.loss(batch)
+        if not isinstance(terms, Terms):
+            raise TypeError(f"player {self.name!r}: its loss must return Terms; got {type(terms).__name__}")
+        total = terms.total
+        if self.allow_unused:
+            # A zero that touches every parameter: DDP then finds each of them ready on every rank.
+            total = total + sum(0.0 * p.sum() for p in self.parameters_moved())
+        return total, terms.means()
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, every={self.every}, clip={self.clip}"
+
+
+def warmup_cosine(warmup: int, steps: int, final: float = 0.0) -> Callable[[int], float]:
+    """A learning-rate factor: linear from 1/warmup to 1, then half a cosine from 1 to `final` at the last step."""
+    if warmup < 0 or steps <= warmup:
+        raise ValueError(f"0 <= warmup < steps must hold; got warmup {warmup} and steps {steps}")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

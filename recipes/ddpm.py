@@ -1,0 +1,79 @@
+"""Denoising diffusion: Ho 2020, 2006.11239, with L_simple; schedules, predictions and samplers are settings."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch.optim import AdamW
+
+from components.backbones import MLP, UNet
+from components.denoisers import Denoiser
+from components.samplers import ancestral, ddim
+from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
+from hybrids import Diffusion, Player, experiment, warmup_cosine
+from hybrids.data import Data
+from hybrids.experiment import Stage, setting
+
+
+@dataclass
+class Settings(experiment.Settings):
+    steps: int = 4000
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "log_snr_linear", "none"] = setting(
+        "none", "A table of β by its name in diffusers, or log_snr_linear. none: squaredcos_cap_v2 for images; for "
+        "points log_snr_linear, since uniform log-SNR is what finds small details."
+    )  # fmt: skip
+    timesteps: int = setting(1000, "T, the levels of the chain.", at_least=1)
+    prediction: Literal["epsilon", "sample", "v_prediction"] = setting("epsilon", "What the network predicts.")
+    variance: Literal["small", "large"] = setting("small", "Variance of p(x_s|x_t).")
+    sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
+    sample_steps: int = setting(250, "Steps of the sampler, at most T.", at_least=1)
+    width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    dropout: float = setting(0.0, "Dropout in the U-Net.", at_least=0, below=1)
+    lr: float = setting(1e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
+    clip: float = setting(1.0, "Largest norm of the gradient of the loss per dimension.", above=0)
+
+    def check(self) -> list[str]:
+        if self.sample_steps <= self.timesteps:
+            return super().check()
+        return [*super().check(), f"--sample-steps {self.sample_steps}: expected at most --timesteps {self.timesteps}"]
+
+
+def schedule(settings: Settings, data: Data) -> Schedule:
+    name = settings.schedule
+    if name == "none":
+        name = "squaredcos_cap_v2" if data.is_image else "log_snr_linear"
+    if name == "log_snr_linear":
+        return LogSNRLinearSchedule(13.3, -5.0) if data.is_image else LogSNRLinearSchedule(10.0, -6.0)
+    return BetaSchedule(name, settings.timesteps)
+
+
+def build(settings: Settings, data: Data) -> list[Stage]:
+    noise = schedule(settings, data)
+    if data.is_image:
+        backbone = UNet(data.shape, settings.width, dropout=settings.dropout)
+    else:
+        # Octaves of the input: without them a network of points stalls at the smallest noise.
+        backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5))
+    clip = (-1.0, 1.0) if data.is_image else None
+    denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)
+    model = Diffusion(
+        denoiser,
+        data.shape,
+        levels=data.levels,
+        timesteps=settings.timesteps,
+        sampler={"ancestral": ancestral, "ddim": ddim}[settings.sampler],
+        sample_steps=settings.sample_steps,
+    )
+    player = Player(
+        lambda x: (1 / data.dimensions) * model.loss(x),
+        moves=[model],
+        optimizer=partial(AdamW, lr=settings.lr),
+        clip=settings.clip,
+        lr=warmup_cosine(settings.steps // 20, settings.steps),
+        name="denoiser",
+    )
+    return [Stage("ddpm", model, [player])]
+
+
+if __name__ == "__main__":
+    experiment.main(Settings, build)

@@ -1,0 +1,60 @@
+"""A generative adversarial network: Goodfellow 2014, 1406.2661; with R1 (Mescheder 2018), or as R3GAN (Huang 2024)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch.optim import Adam
+
+from components import losses
+from components.decoders import MLPDecoder, ResidualDecoder
+from components.discriminators import MLPDiscriminator, ResidualDiscriminator
+from components.heads import DeltaHead
+from hybrids import GAN, Critic, Player, experiment, warmup_cosine
+from hybrids.data import Data
+from hybrids.experiment import Stage, setting
+
+PAIRS = {
+    "non_saturating": losses.non_saturating,
+    "hinge": losses.hinge,
+    "relativistic": losses.relativistic,
+}
+
+
+@dataclass
+class Settings(experiment.Settings):
+    steps: int = 3000
+    latent: int = setting(64, "Dimensions of z.", at_least=1)
+    width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    loss: Literal["non_saturating", "hinge", "relativistic"] = setting("relativistic", "The pair of losses.")
+    r1: float = setting(0.5, "γ of R1, γ/2 ‖∇D‖² on real examples; scales with (data scale)².", at_least=0)
+    r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
+    lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
+    spectral_norm: bool = setting(False, "Spectral norm in the discriminator.")
+    lr: float = setting(5e-4, "Learning rate of both players, decayed by a cosine to a tenth.", above=0)
+
+
+def build(settings: Settings, data: Data) -> list[Stage]:
+    if data.is_image:
+        generator = ResidualDecoder(settings.latent, data.shape, DeltaHead(), settings.width)
+        discriminator = ResidualDiscriminator(data.shape, settings.width, spectral_norm=settings.spectral_norm)
+    else:
+        width = 4 * settings.width
+        generator = MLPDecoder(settings.latent, data.dimensions, DeltaHead(bounded=False), width)
+        discriminator = MLPDiscriminator(data.dimensions, width, spectral_norm=settings.spectral_norm)
+    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
+    gan = GAN(generator, critic, settings.latent)
+    common = {
+        # No momentum: each player answers the other's last move.
+        "optimizer": partial(Adam, lr=settings.lr, betas=(0.0, 0.99)),
+        "lr": warmup_cosine(0, settings.steps, final=0.1),
+    }
+    players = [
+        Player(gan.judge, moves=[critic], name="critic", **common),
+        Player(gan.loss, moves=[generator], name="generator", **common),
+    ]
+    return [Stage("gan", gan, players)]
+
+
+if __name__ == "__main__":
+    experiment.main(Settings, build)

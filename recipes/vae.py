@@ -1,0 +1,66 @@
+"""A variational autoencoder: Kingma & Welling 2013, 1312.6114; with β (Higgins 2017) and free bits (Kingma 2016)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import nn
+from torch.optim import AdamW
+
+from components.decoders import MLPDecoder, ResidualDecoder
+from components.encoders import MLPEncoder, ResidualEncoder
+from components.heads import BernoulliHead, CategoricalHead, LogisticHead, NormalHead
+from hybrids import VAE, Player, StandardNormal, experiment, warmup_cosine
+from hybrids.data import Data
+from hybrids.experiment import Stage, setting
+
+
+@dataclass
+class Settings(experiment.Settings):
+    digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
+
+    steps: int = 3000
+    batch_size: int = 128
+    latent: int = setting(16, "Dimensions of z.", at_least=1)
+    width: int = setting(32, "Channels at the highest resolution; eight times as many units for points.", at_least=8)
+    likelihood: Literal["logistic", "categorical", "bernoulli", "normal", "none"] = setting(
+        "none", "p(x|z); none: logistic over the grey levels of images, normal with a learned σ(z) for points."
+    )
+    beta: float = setting(1.0, "Weight of the rate; 1 is the ELBO.", at_least=0)
+    free_bits: float = setting(0.0, "Nats a latent dimension that are not charged.", at_least=0)
+    lr: float = setting(2e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
+    clip: float = setting(1.0, "Largest norm of the gradient of the loss in nats/dim.", above=0)
+
+
+def head(likelihood: str, data: Data) -> nn.Module:
+    if likelihood == "normal" or (likelihood == "none" and data.levels is None):
+        return NormalHead("learned")
+    if data.levels is None:
+        raise ValueError(f"--likelihood {likelihood} is of grey levels; --data {data.name} is continuous: use normal")
+    if likelihood == "bernoulli":
+        return BernoulliHead()
+    return CategoricalHead(data.levels) if likelihood == "categorical" else LogisticHead(data.levels)
+
+
+def build(settings: Settings, data: Data) -> list[Stage]:
+    p_x = head(settings.likelihood, data)
+    if data.is_image:
+        encoder = ResidualEncoder(data.shape, settings.latent, settings.width)
+        decoder = ResidualDecoder(settings.latent, data.shape, p_x, settings.width)
+    else:
+        encoder = MLPEncoder(data.dimensions, settings.latent, 8 * settings.width)
+        decoder = MLPDecoder(settings.latent, data.dimensions, p_x, 8 * settings.width)
+    vae = VAE(encoder, decoder, StandardNormal(settings.latent), settings.beta, settings.free_bits)
+    player = Player(
+        lambda x: (1 / data.dimensions) * vae.loss(x),
+        moves=[vae],
+        optimizer=partial(AdamW, lr=settings.lr),
+        clip=settings.clip,
+        lr=warmup_cosine(settings.steps // 20, settings.steps),
+        name="vae",
+    )
+    return [Stage("vae", vae, [player])]
+
+
+if __name__ == "__main__":
+    experiment.main(Settings, build)

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import nn
+
+from components.backbones import MLP, UNet
+from components.layers import SelfAttention
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def randomized(module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+def build(kind, **options):
+    if kind == "mlp":
+        return MLP(5, width=16, depth=2, **options), torch.randn(4, 5), torch.rand(4)
+    return UNet((2, 8, 8), width=8, **options), torch.randn(4, 2, 8, 8), torch.rand(4)
+
+
+KINDS = pytest.mark.parametrize("kind", ["mlp", "unet"])
+
+
+@pytest.mark.parametrize("shape, options", [
+    ((1, 8, 8), {}), ((1, 16, 16), {"multipliers": (1, 2, 2)}), ((1, 8, 16), {}),
+    ((3, 32, 32), {"multipliers": (1, 2, 3, 4), "blocks": 1}),
+    ((4, 4, 4), {"multipliers": (1,)}), ((1, 28, 28), {"multipliers": (2, 1, 1)}),
+    ((1, 8, 8), {"attention": ()}), ((1, 8, 8), {"attention": (8, 4)}), ((1, 8, 8), {"blocks": 3}),
+    ((1, 8, 8), {"fourier": (6, 7)}),
+])  # fmt: skip
+def test_unet_shapes(shape, options):
+    network = randomized(UNet(shape, width=4, **options))
+    out = network(torch.randn(2, *shape), torch.rand(2))
+    assert out.shape == (2, *shape) and out.isfinite().all()
+
+
+@KINDS
+def test_outputs(kind):
+    wide = {"out_features": 10} if kind == "mlp" else {"out_channels": 6}
+    network, x, t = build(kind, **wide)
+    assert network(x, t).shape == ((4, 10) if kind == "mlp" else (4, 6, 8, 8))
+
+
+@KINDS
+def test_zero_at_initialisation(kind):
+    network, x, t = build(kind, num_classes=3, fourier=(0, 1))
+    assert torch.equal(network(x, t), torch.zeros_like(x))
+
+
+@KINDS
+def test_every_parameter_has_a_gradient(kind):
+    network, x, t = build(kind, num_classes=3, fourier=(0, 1))
+    randomized(network)(x, t).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@KINDS
+def test_every_parameter_has_a_gradient_at_initialisation(kind):
+    network, x, t = build(kind, num_classes=3)
+    network(x, t).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@KINDS
+def test_autocast(kind):
+    network, x, t = build(kind, num_classes=3, fourier=(0, 1))
+    exact = randomized(network)(x, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(x, t.double())
+    assert out.isfinite().all()
+    assert (out.float() - exact).norm() / exact.norm() < 0.1
+
+
+@KINDS
+def test_time(kind):
+    network, x, _ = build(kind)
+    randomized(network)
+    batch = network(x, torch.full((4,), 0.3))
+    for t in (torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), torch.full((4,), 0.3, dtype=torch.float64)):
+        assert torch.equal(network(x, t), batch)
+    assert not torch.allclose(network(x, torch.tensor(0.6)), batch)
+    with pytest.raises(ValueError, match=r"t must be \(B,\) or \(\) in \[0, 1\] with B = 4; got shape \(3,\)"):
+        network(x, torch.zeros(3))
+
+
+@KINDS
+def test_labels(kind):
+    network, x, t = build(kind, num_classes=3)
+    null = randomized(network)(x, t)
+    assert torch.equal(null, network(x, t, torch.full((4,), 3)))
+    assert not torch.allclose(null, network(x, t, torch.zeros(4, dtype=torch.long)))
+    with pytest.raises(ValueError, match=r"cond must be labels \(B,\) of dtype int64 with B = 4; got shape \(3,\)"):
+        network(x, t, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="cond must be None for a network built with num_classes=None"):
+        build(kind)[0](x, t, torch.zeros(4, dtype=torch.long))
+
+
+def test_examples_do_not_mix():
+    network, x, t = build("unet")
+    randomized(network)
+    torch.testing.assert_close(network(x, t)[:2], network(x[:2], t[:2]), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_sits_where_asked():
+    def count(**options):
+        network = UNet((1, 8, 8), width=8, multipliers=(1, 2), blocks=2, **options)
+        return sum(isinstance(module, SelfAttention) for module in network.modules())
+
+    # two blocks each way at one resolution, and the middle with the lowest
+    assert [count(), count(attention=()), count(attention=(8,)), count(attention=(8, 4))] == [5, 0, 4, 9]
+
+
+def test_skips_carry_detail_past_the_lowest_resolution():
+    network = UNet((1, 8, 8), width=8, multipliers=(1, 1, 1, 1), attention=())
+    randomized(network)
+    with torch.no_grad():
+        for module in network.ups[1:]:
+            nn.init.zeros_(module.conv.weight), nn.init.zeros_(module.conv.bias)
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(network(x, torch.tensor(0.5)).sum(), x)
+    assert slope.any()
+
+
+def test_dropout():
+    network, x, t = build("unet", dropout=0.5)
+    randomized(network)
+    assert not torch.equal(network(x, t), network(x, t))
+    network.eval()
+    assert torch.equal(network(x, t), network(x, t))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6, 6\)"):
+        UNet((1, 6, 6), multipliers=(1, 2, 2))
+    with pytest.raises(ValueError, match=r"attention must name heights out of \[8, 4\]; got \(16,\)"):
+        UNet((1, 8, 8), attention=(16,))
+    with pytest.raises(ValueError, match=r"x_t must be \(B, 2, 8, 8\); got shape \(4, 1, 8, 8\)"):
+        build("unet")[0](torch.zeros(4, 1, 8, 8), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"x_t must be \(B, 5\); got shape \(4, 6\)"):
+        build("mlp")[0](torch.zeros(4, 6), torch.zeros(4))

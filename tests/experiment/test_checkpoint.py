@@ -1,0 +1,661 @@
+"""Checkpoints: what is saved comes back; what is damaged, cut off or foreign is refused; nothing valid is lost."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybrids.experiment import durable
+from hybrids.experiment.checkpoint import (
+    CheckpointError,
+    NewerFormat,
+    claim,
+    compare,
+    lock,
+    newest,
+    read,
+    save,
+    verify,
+)
+from hybrids.experiment.manifest import FORMAT, _render, _seal
+from hybrids.experiment.ranks import agree, decide_on_main
+from hybrids.experiment.refusal import Refusal
+
+FILES = ["model.safetensors", "model.json", "game.json", "rank-0.safetensors", "rank-0.json", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def put(accelerator, tmp_path):
+    """Save a small checkpoint of a step under RUN/checkpoints."""
+
+    def put(step: int, keep: int = 9, root: Path = tmp_path / "checkpoints", **changed) -> Path:
+        parts = dict(
+            tensors={"model": {"w": torch.full((2, 3), float(step)), "b": torch.zeros(3)}},
+            states={"model": {"decay": 0.1}, "game": {"turns": [1, 2]}},
+            card={"recipe": "toy"},
+            rank_tensors={"rng": torch.get_rng_state()},
+            rank_state={"position": step},
+        )
+        return save(root, step, accelerator=accelerator, keep=keep, **{**parts, **changed})
+
+    return put
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def reseal(folder: Path, **changed) -> None:
+    """Write another manifest as one who knows the format would."""
+    body = {**json.loads((folder / "manifest.json").read_text()), **changed}
+    body.pop("seal")
+    (folder / "manifest.json").write_text(_render({**body, "seal": _seal(body)}))
+
+
+# What is saved comes back.
+
+
+def test_a_checkpoint_has_its_files_and_nothing_else(put):
+    folder = put(7)
+    assert folder.name == "step-7" and names(folder) == sorted(FILES) and names(folder.parent) == ["step-7"]
+    manifest = verify(folder)
+    assert (manifest["format"], manifest["step"], manifest["world_size"]) == (FORMAT, 7, 1)
+    assert manifest["tensors"]["model.safetensors"] == {"b": [[3], "F32"], "w": [[2, 3], "F32"]}
+    assert set(manifest["files"]) == set(FILES) - {"manifest.json"}
+
+
+def test_tensors_and_states_come_back_bit_for_bit(put):
+    base = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    tied = torch.nn.Linear(4, 4)
+    tensors = {
+        "transposed": base.T,
+        "strided": base[::2, 1:3],
+        "view": base[2:],
+        "same": base,
+        "scalar": torch.tensor(0.1, dtype=torch.float64),
+        "empty": torch.zeros(0, 3),
+        "empty too": torch.zeros(0, 3),
+        "bits": torch.tensor([True, False]),
+        "half": base.bfloat16(),
+        "nan": torch.tensor([float("nan"), -0.0, float("inf")]),
+        "whole": torch.tensor(2**62),
+        "expanded": torch.ones(1).expand(3, 2),
+        "a.weight": tied.weight,
+        "b.weight": tied.weight,
+    }
+    state = {"third": 1 / 3, "huge": 2**100, "none": None, "text": "ü", "list": [1, [2.5]]}
+    folder = put(3, tensors={"odd": tensors}, states={"odd": state}, rank_tensors={}, rank_state=None)
+    got = read(folder, rank=0)
+    assert (got.step, got.card, got.world_size) == (3, {"recipe": "toy"}, 1)
+    assert got.states == {"odd": state} and got.rank_state is None and got.rank_tensors == {}
+    for name, tensor in tensors.items():
+        back = got.tensors["odd"][name]
+        assert back.shape == tensor.shape and back.dtype == tensor.dtype and back.device.type == "cpu", name
+        as_bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0)
+        assert not tensor.numel() or torch.equal(back.reshape(-1).view(torch.uint8), as_bytes), name
+    got.tensors["odd"]["same"].zero_()  # writable, and no view of its neighbours
+    assert got.tensors["odd"]["view"].abs().sum() > 0
+
+
+def test_the_generator_s_state_comes_back(put):
+    got = read(put(1), rank=0)
+    torch.set_rng_state(got.rank_tensors["rng"])
+    first = torch.rand(3)
+    torch.set_rng_state(got.rank_tensors["rng"])
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_the_rank_s_parts_are_none_for_another_world(put):
+    folder = put(1)
+    assert read(folder, rank=0, world_size=1).rank_state == {"position": 1}
+    for got in (read(folder, rank=0, world_size=2), read(folder, rank=1)):
+        assert got.rank_tensors is None and got.rank_state is None and got.tensors["model"]
+
+
+def test_a_state_that_json_would_change_is_refused(put):
+    with pytest.raises(CheckpointError, match=r"game.json: keys must be text, as JSON has no others; got 1"):
+        put(1, states={"game": {"a": [{1: "one"}]}})
+    with pytest.raises(CheckpointError, match="TypeError: card: keys must be text"):
+        put(1, card={1: 2})
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "rank-0", "manifest", ""])
+def test_a_part_s_name_stays_in_its_folder(put, tmp_path, name):
+    with pytest.raises(CheckpointError, match="must be a plain file name"):
+        put(1, states={name: {}})
+    assert names(tmp_path / "checkpoints") == [] if (tmp_path / "checkpoints").exists() else True
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_damage_is_named_and_the_one_before_is_used(put, name, damage):
+    before, folder = put(1), put(2)
+    path = folder / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "truncate":
+        path.write_bytes(content[:middle])
+    elif damage == "flip":
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=f"step-2/{name}: "):
+        verify(folder)
+    with pytest.raises(CheckpointError, match=f"step-2/{name}: "):
+        read(folder, rank=0)
+    with pytest.warns(UserWarning, match=f"passed over: .*step-2/{name}: ") as caught:
+        assert newest(folder.parent) == before
+    assert len(caught) == 1
+
+
+def test_damage_is_described(put):
+    folder = put(1)
+    for name, change, words in (
+        ("model.json", lambda c: c[:-1], r"has 13 bytes, expected 14 \(truncated\?\)"),
+        ("game.json", lambda c: c.replace(b"2", b"3"), r"SHA-256 is \w{12}\.\.\., expected \w{12}\.\.\. \(corrupted\)"),
+    ):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(kept))
+        with pytest.raises(CheckpointError, match=words):
+            verify(folder)
+        (folder / name).write_bytes(kept)
+    verify(folder)
+
+
+def test_every_byte_of_the_manifest_is_covered(put):
+    folder = put(1)
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match="manifest.json"):
+            verify(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "a/../../secret.json", "..", "c:\\x.json"])
+def test_a_path_out_of_the_folder_is_never_followed(put, tmp_path, monkeypatch, name):
+    folder = put(1)
+    entry = {"size": 2, "sha256": "0" * 64}
+    reseal(folder, files={name: entry})
+    opened = []
+    real_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self.name) or real_open(self, *a, **k))
+    for function in (verify, lambda f: read(f, 0)):
+        with pytest.raises(CheckpointError, match="is no plain file name in its folder") as caught:
+            function(folder)
+        assert repr(name) in str(caught.value) and "manifest.json" in str(caught.value)
+    assert set(opened) <= {"manifest.json"}
+
+
+class Poison:
+    """A pickle of it touches a file where it is loaded."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.witness),))
+
+
+def test_a_poisoned_pickle_is_never_executed(put, tmp_path):
+    witness = tmp_path / "witness"
+    poison = pickle.dumps(Poison(witness))
+    pickle.loads(poison)
+    assert witness.exists()  # the poison works
+    witness.unlink()
+    for name in ("custom_checkpoint_0.pkl", "extra.safetensors"):  # beside: ignored
+        folder = put(1)
+        (folder / name).write_bytes(poison)
+        assert newest(folder.parent) == folder and set(read(folder, 0).tensors) == {"model"}
+    for name in FILES:  # instead: refused
+        folder = put(1)
+        (folder / name).write_bytes(poison)
+        with pytest.raises(CheckpointError, match=name):
+            read(folder, 0)
+    folder = put(1)  # instead, by one who can write a manifest: unreadable, and still not executed
+    (folder / "model.safetensors").write_bytes(poison)
+    entry = {"size": len(poison), "sha256": durable_digest(poison)}
+    reseal(folder, files={**json.loads((folder / "manifest.json").read_text())["files"], "model.safetensors": entry})
+    verify(folder)
+    with pytest.raises(CheckpointError, match="model.safetensors: cannot be read"):
+        read(folder, 0)
+    assert not witness.exists()
+
+
+def durable_digest(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_newer_format_is_refused_and_not_passed_over(put):
+    put(1)
+    folder = put(2)
+    reseal(folder, format=FORMAT + 1)
+    with pytest.raises(NewerFormat, match=f"is of format {FORMAT + 1}, this hybrids reads format {FORMAT}; update"):
+        verify(folder)
+    with pytest.raises(NewerFormat):
+        newest(folder.parent)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "cannot be read"),
+        ("[]", "states no format"),
+        ('{"format": "x"}', "states no format"),
+        ('{"format": 0}', f"is of format 0, this hybrids reads format {FORMAT} only"),
+        (f'{{"format": {FORMAT}}}', "entries are missing"),
+        ("[" * 100_000, "cannot be read"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(put, text, words):
+    folder = put(1)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        verify(folder)
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nope: there is no such checkpoint folder \(looked for /"):
+        verify(tmp_path / "nope")
+    assert newest(tmp_path / "nope") is None
+
+
+def test_leftovers_are_ignored_in_silence(put, recwarn):
+    folder = put(1)
+    shutil.copytree(folder, folder.with_name(".step-9.tmp"))
+    (folder.parent / "step-x").mkdir()
+    assert newest(folder.parent) == folder
+    assert not recwarn.list
+
+
+def test_the_newest_is_by_number(put):
+    put(9)
+    assert newest(put(10).parent).name == "step-10"
+
+
+# Order of writing, replacing and removing.
+
+
+def test_keep_one_writes_first_and_deletes_after(put, monkeypatch):
+    first = put(1)
+    present = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: (rename(a, b), present.append((Path(b).name, names(first.parent)))))
+    put(2, keep=1)
+    assert present[0] == ("step-2", ["step-1", "step-2"])
+    assert names(first.parent) == ["step-2"]
+
+
+def test_the_newest_are_kept(put):
+    for step in (1, 2, 9, 10):
+        folder = put(step, keep=2)
+    assert names(folder.parent) == ["step-10", "step-9"]
+
+
+def test_later_steps_go_once_the_run_has_gone_back(put):
+    put(1), put(20)
+    folder = put(10, keep=3)
+    assert names(folder.parent) == ["step-1", "step-10"] and newest(folder.parent) == folder
+
+
+def test_a_step_is_saved_again(put):
+    put(5)
+    folder = put(5, keep=1, states={"second": {}})
+    assert read(folder, 0).states == {"second": {}} and names(folder.parent) == ["step-5"]
+
+
+def test_a_save_that_fails_leaves_all_as_it_was(put, monkeypatch):
+    first = put(1)
+    kept = {path.name: path.read_bytes() for path in first.iterdir()}
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    for place in ("write_tensors", "write_json", "write_text", "make_manifest", "flush"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hybrids.experiment.checkpoint.{place}", lambda path, *_: full(path))
+            for step in (1, 2):
+                with pytest.raises(CheckpointError, match=r"was not saved \(OSError: .*No space left.*MiB are free"):
+                    put(step, keep=1)
+                if place == "flush" and step == 2:
+                    continue
+                assert names(first.parent) == ["step-1"], place
+                assert {path.name: path.read_bytes() for path in first.iterdir()} == kept
+    put(2, keep=1)  # and the next one succeeds
+
+
+def test_a_failed_replacement_is_undone(put, monkeypatch):
+    first = put(1)
+    rename = os.rename
+
+    def fail(a, b):
+        if str(a).endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        put(1)
+    assert names(first.parent) == ["step-1"] and verify(first)
+
+
+def test_a_save_below_a_file_is_refused(put, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="was not saved"):
+        put(1, root=tmp_path / "file" / "checkpoints")
+
+
+def run_script(tmp_path: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, resource, signal, sys, warnings
+        from pathlib import Path
+        import torch
+        from accelerate import Accelerator
+        from hybrids.experiment.checkpoint import *
+        accelerator = Accelerator(cpu=True)
+        root = Path(sys.argv[1])
+        def put(step, keep=9, **changed):
+            parts = dict(tensors={"model": {"w": torch.zeros(3000)}}, states={"game": {"t": step}}, card={},
+                         rank_tensors={"rng": torch.zeros(2000)}, rank_state={"rank": accelerator.process_index})
+            return save(root, step, accelerator=accelerator, keep=keep, **{**parts, **changed})
+        """)
+        + textwrap.dedent(body)
+    )
+    return subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_previous_one(tmp_path):
+    got = run_script(
+        tmp_path,
+        """
+        first = put(1)
+        failed = 0
+        for limit in (0, 1, 100, 4096, 9000, 12000):  # the largest file has some 12100 bytes
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            try:
+                put(2, keep=1)
+            except CheckpointError as error:
+                failed += "File too large" in str(error)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert os.listdir(root) == ["step-1"], os.listdir(root)
+            assert newest(root) == first
+        assert failed == 6, failed
+        put(2, keep=1)
+        assert os.listdir(root) == ["step-2"]
+        """,
+        str(tmp_path / "checkpoints"),
+    )
+    assert got.returncode == 0, got.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_at_each_stage_leaves_a_valid_one(tmp_path, again):
+    """Of a save of a new step, and of one over the only step there is, in a child killed before its n-th call."""
+    got = run_script(
+        tmp_path,
+        f"""
+        step = 1 if {again} else 2
+        def child(n):
+            calls = 0
+            def counted(function):
+                def call(*args, **kwargs):
+                    nonlocal calls
+                    calls += 1
+                    if calls == n:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*args, **kwargs)
+                return call
+            for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
+                setattr(os, name, counted(getattr(os, name)))
+            put(step, keep=1, states={{"game": {{"t": "second"}}}})
+            os._exit(0)
+        put(1)
+        seen, killed = set(), 0
+        for n in range(1, 200):
+            pid = os.fork()
+            if not pid:
+                child(n)
+            _, status = os.waitpid(pid, 0)
+            found = newest(root)
+            assert found is not None, (n, os.listdir(root))
+            second = read(found, 0).states["game"]["t"] == "second"
+            seen.add(second)
+            if not os.WIFSIGNALED(status):
+                assert os.WEXITSTATUS(status) == 0 and second and os.listdir(root) == [f"step-{{step}}"]
+                break
+            killed += 1
+            put(1, keep=1)
+        assert seen == {{True, False}} and killed > 10, (seen, killed)
+        """,
+        str(tmp_path / "checkpoints"),
+    )
+    assert got.returncode == 0, got.stderr
+    assert "passed over" not in got.stderr
+
+
+@pytest.mark.slow
+def test_the_failure_of_one_rank_is_every_rank_s(tmp_path):
+    (tmp_path / "script.py").write_text("")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    body = """
+        rank = accelerator.process_index
+        put(1)
+        try:
+            put(2, rank_state={1: 2} if rank == 1 else {})
+        except CheckpointError as error:
+            assert "rank 1: TypeError" in str(error) and "rank 0" not in str(error), error
+        else:
+            raise SystemExit("saved")
+        accelerator.wait_for_everyone()
+        assert os.listdir(root) == ["step-1"]
+        got = read(root / "step-1", rank, 2)
+        assert got.rank_state == {"rank": rank} and got.world_size == 2
+        accelerator.wait_for_everyone()
+        from hybrids.experiment.ranks import decide_on_main
+        from hybrids.experiment.refusal import Refusal
+        assert decide_on_main(accelerator, lambda: newest(root)) == root / "step-1"
+        assert decide_on_main(accelerator, lambda: None) is None
+        try:
+            decide_on_main(accelerator, lambda: claim(root.parent, "never"))
+        except Refusal as refusal:
+            assert "holds another run" in str(refusal)
+        else:
+            raise SystemExit("claimed")
+        (root / f"done-{rank}").touch()
+        accelerator.end_training()
+    """
+    run_script(tmp_path, body, "/nonexistent")  # writes the script
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    root = tmp_path / "run" / "checkpoints"
+    command = [*launcher, str(tmp_path / "script.py"), str(root)]
+    got = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert got.returncode == 0, got.stderr
+    assert names(root) == ["done-0", "done-1", "step-1"]
+    with pytest.raises(CheckpointError, match=r"rank-1.json: is missing"):
+        (root / "step-1" / "rank-1.json").unlink()
+        verify(root / "step-1")
+
+
+def test_one_process_agrees_with_itself(accelerator):
+    assert agree(accelerator, None) == [] and agree(accelerator, "full") == ["full"]
+    assert decide_on_main(accelerator, lambda: Path("x")) == Path("x")
+
+
+# Another architecture.
+
+
+def test_tensors_are_compared_by_name_and_shape():
+    expected = {"a": torch.zeros(2), "b": torch.zeros(2, 3), "c": torch.zeros(1), "d": torch.zeros(())}
+    compare(expected, dict(expected), "step-1/model")
+    found = {"b": torch.zeros(3, 2), **{f"x{n}": torch.zeros(n) for n in range(5)}}
+    with pytest.raises(Refusal) as caught:
+        compare(expected, found, "step-1/model")
+    assert str(caught.value) == (
+        "step-1/model: is of another architecture: missing a (2,), c (1,), d (); unexpected x0 (0,), x1 (1,), x2 (2,), "
+        "and 2 more; other shape b: expected (2, 3), got (3, 2); build the networks with the settings that it was "
+        "saved with"
+    )
+
+
+# The run folder.
+
+
+def test_never_claims_what_is_free(tmp_path):
+    assert claim(tmp_path / "new" / "run", "never") is None and (tmp_path / "new" / "run").is_dir()
+    (tmp_path / "notes.txt").touch()
+    with lock(tmp_path):
+        assert claim(tmp_path, "never") is None
+    assert names(tmp_path) == [".lock", "new", "notes.txt"]
+
+
+@pytest.mark.parametrize("mark", ["config.yaml", "checkpoints"])
+def test_never_refuses_a_folder_that_holds_a_run(put, tmp_path, mark):
+    if mark == "checkpoints":
+        put(1)
+    else:
+        (tmp_path / mark).touch()
+    with pytest.raises(Refusal, match=r"--out .*: holds another run; --resume auto .* --overwrite"):
+        claim(tmp_path, "never")
+
+
+def test_overwrite_removes_the_run_and_nothing_else(put, tmp_path):
+    put(1)
+    own = ["config.yaml", "metrics.jsonl", "summary.json", "samples/step-5.png", "tensorboard/a/events.out.tfevents.1"]
+    own += [".config.yaml.tmp", "checkpoints/.step-3.tmp"]
+    theirs = ["notes.txt", "checkpoints/best.safetensors", "mine/config.yaml", ".hidden"]
+    for name in own + theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    (tmp_path / "checkpoints" / "step-8").symlink_to(tmp_path / "elsewhere")
+    with lock(tmp_path):
+        assert claim(tmp_path, "never", overwrite=True) is None
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*theirs, ".lock", "elsewhere/kept"}
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "tensorboard").exists()
+
+
+def test_auto_goes_on_or_starts(put, tmp_path):
+    assert claim(tmp_path, "auto") is None
+    (tmp_path / ".config.yaml.tmp").touch()  # died while it wrote its settings
+    assert claim(tmp_path, "auto") is None
+    (tmp_path / "config.yaml").touch()  # ... before its first checkpoint
+    assert claim(tmp_path, "auto") is None
+    first, second = put(1), put(2)
+    assert claim(tmp_path, "auto") == second
+    (second / "game.json").unlink()
+    with pytest.warns(UserWarning, match="passed over"):
+        assert claim(tmp_path, "auto") == first
+    with pytest.raises(Refusal, match="--overwrite with --resume auto"):
+        claim(tmp_path, "auto", overwrite=True)
+    reseal(second, format=FORMAT + 1)
+    with pytest.raises(NewerFormat):
+        claim(tmp_path, "auto")
+
+
+def test_a_path_is_a_checkpoint_or_a_run(put, tmp_path):
+    first, second = put(1), put(2)
+    other = tmp_path / "other"
+    assert claim(other, str(first)) == first
+    assert claim(other, str(tmp_path)) == second
+    assert claim(other, str(tmp_path / "checkpoints")) == second
+    assert claim(tmp_path, str(first)) == first  # going back in one's own folder
+    (second / "game.json").unlink()
+    with pytest.raises(CheckpointError, match="step-2/game.json: is missing"):
+        claim(other, str(second))
+    (second / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="step-2/manifest.json: is missing"):
+        claim(other, str(second))
+    (other / "config.yaml").touch()
+    with pytest.raises(Refusal, match="holds another run"):
+        claim(other, str(first))
+    assert claim(other, str(first), overwrite=True) == first and not (other / "config.yaml").exists()
+    with pytest.raises(Refusal, match="would remove that checkpoint"):
+        claim(tmp_path, str(first), overwrite=True)
+    assert first.exists()
+
+
+@pytest.mark.parametrize("where", ["nope", "", "latest"])
+def test_a_path_with_nothing_there_is_refused_before_the_folder_is_made(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"--resume .*: no valid checkpoint there \(looked in /.*expected never, auto"):
+        claim(tmp_path / "out", where)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        for use in (claim, lambda f: lock(f).__enter__()):
+            with pytest.raises(
+                Refusal, match=r"--out .*: cannot be written \(.*; give a folder that can|cannot be wri"
+            ):
+                use(folder)
+
+    def read_only(self, **_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(Refusal, match="cannot be written .Read-only file system; /"):
+        claim(tmp_path / "run")
+
+
+def test_a_second_holder_is_refused_while_the_first_lives(tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(Refusal, match=f"is in use by process {os.getpid()} on "), lock(tmp_path):
+            pass
+        with pytest.raises(Refusal), lock(tmp_path):  # the refusal has not released it
+            pass
+    with lock(tmp_path):
+        pass
+
+
+def test_only_the_main_process_locks(tmp_path, monkeypatch):
+    with lock(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with lock(tmp_path):
+            pass
+
+
+@pytest.mark.slow
+def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
+    code = (
+        "import sys\nfrom hybrids.experiment.run_folder import lock\n"
+        f"with lock({str(tmp_path)!r}):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Refusal, match=f"is in use by process {holder.pid} on "), lock(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with lock(tmp_path):
+        pass
