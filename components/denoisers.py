@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributions import Delta, Normal
-from .precision import wide
+from .precision import wide, widest
 from .schedules import Schedule, Time, over
 
 __all__ = ["Denoiser", "Estimate", "Prediction", "Variance"]
@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Estimate:
         """p(x|x_t) as a point estimate, for x_t (B, *event) and t in [0, 1], () or (B,)."""
-        t = torch.as_tensor(t, device=x_t.device)
+        t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x_t)):
             raise ValueError(f"t must be () or (B,) = ({len(x_t)},) in [0, 1]; got shape {tuple(t.shape)}")
         alpha, sigma = self.schedule.alpha_sigma(t)

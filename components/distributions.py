@@ -80,6 +80,14 @@ def _to_grid(y: Tensor, levels: int) -> Tensor:
     return y + (((y + 1) * steps).round() / steps - 1 - y).detach()
 
 
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Φ(x). torch's own has a gradient exp(-log Φ - ½x²) that cancels: in float32, 4% off at -1000, then NaN."""
+    far = x < -1
+    left, right = torch.where(far, x, -1.0), torch.where(far, -1.0, x)
+    tail = torch.special.erfcx(-left * math.sqrt(0.5)).log() - 0.5 * left.square() - math.log(2)
+    return torch.where(far, tail, torch.special.log_ndtr(right))
+
+
 def _entropy(log_mass: Callable[[Tensor], Tensor], like: Tensor, levels: int) -> Tensor:
     """-Σ_v P(v) log P(v) for every dimension of `like`, summed over the event: (B,)."""
     values = grid(levels, like).view(-1, *[1] * like.ndim)
@@ -95,9 +103,7 @@ class Normal:
 
     def __init__(self, mean: Tensor, std: Tensor | float) -> None:
         self.mean = wide(mean)
-        self.std = wide(torch.as_tensor(std, device=mean.device))
-        if self.std.dtype != self.mean.dtype:
-            self.std = self.std.to(self.mean.dtype)
+        self.std = torch.as_tensor(std, dtype=self.mean.dtype, device=mean.device)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
         """mean + std ε (B, *event), ε ~ N(0, I)."""
@@ -244,10 +250,10 @@ class DiscretizedNormal:
         lower = (y - half - self.normal.mean) / self.normal.std
         # Φ(u) - Φ(l) = Φ(-l) - Φ(-u): in the left tail both are small numbers, so no digits cancel.
         flip = lower > 0
-        far = torch.special.log_ndtr(torch.where(flip, -lower, upper))
-        near = torch.special.log_ndtr(torch.where(flip, -upper, lower))
+        far = _log_ndtr(torch.where(flip, -lower, upper))
+        near = _log_ndtr(torch.where(flip, -upper, lower))
         inside = far + torch.log(-torch.expm1((near - far).clamp(max=-torch.finfo(far.dtype).tiny)))
-        tail = torch.special.log_ndtr(torch.where(y < -1 + half, upper, -lower))
+        tail = _log_ndtr(torch.where(y < -1 + half, upper, -lower))
         return torch.where((y < -1 + half) | (y > 1 - half), tail, inside)
 
 

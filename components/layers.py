@@ -250,8 +250,8 @@ class DenseBlock(nn.Module):
 class SelfAttention(nn.Module):
     """x + projection(attention(norm(x))) over the H W positions: (B, C, H, W) to the same.
 
-    The projection starts at zero; heads have at most 64 channels. Fused attention kernels refuse double backward: no
-    place for it in a critic with R1.
+    The projection starts at zero; heads have at most 64 channels. torch chooses the kernel by device and dtype, and
+    fused ones may refuse double backward: no place for it in a critic with R1.
     """
 
     def __init__(self, channels: int) -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import wide
+
 __all__ = ["AdversarialLoss", "hinge", "non_saturating", "relativistic", "squared_gradient"]
 
 
@@ -27,13 +29,13 @@ class AdversarialLoss:
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         """The discriminator's loss: (B,)."""
-        return _per_example(self.of_discriminator(real.float(), fake.float()))
+        return _per_example(self.of_discriminator(wide(real), wide(fake)))
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """The generator's loss: (B,). Raises ValueError if the loss is relativistic and `real` is None."""
         if real is None and self.relativistic:
             raise ValueError(f"the {self.name} loss compares fake with real: the generator's turn needs real, too")
-        return _per_example(self.of_generator(fake.float(), fake if real is None else real.float()))
+        return _per_example(self.of_generator(wide(fake), fake if real is None else wide(real)))
 
 
 def _per_example(values: Tensor) -> Tensor:
@@ -71,5 +73,5 @@ def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
     """
     if not x.requires_grad:
         raise ValueError("x must require a gradient, and logits must have been computed from it")
-    (gradient,) = torch.autograd.grad(logits.float().sum(), x, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    (gradient,) = torch.autograd.grad(wide(logits).sum(), x, create_graph=True)
+    return wide(gradient).square().flatten(1).sum(1)

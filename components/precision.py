@@ -30,7 +30,10 @@ def wide(x: Tensor) -> Tensor:
 def widest(t: Tensor | float, device: torch.device | None = None) -> Tensor:
     """Return t as a float64 tensor: in bf16 the first ten of a thousand noise levels would be zero.
 
-    Apple's MPS has no float64; there, float32.
+    A Python float keeps all its digits. Apple's MPS has no float64; there, float32.
     """
-    t = torch.as_tensor(t, device=device)
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+    if not isinstance(t, Tensor):
+        on_mps = device is not None and device.type == "mps"
+        return torch.tensor(t, device=device, dtype=torch.float32 if on_mps else torch.float64)
+    device = t.device if device is None else device
+    return t.to(device, torch.float32 if device.type == "mps" else torch.float64)

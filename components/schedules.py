@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributions import Delta, Normal
-from .precision import full_precision, widest
+from .precision import full_precision, wide, widest
 
 __all__ = [
     "BETA_SCHEDULES",
@@ -58,11 +58,13 @@ class Schedule(nn.Module):
 
     def marginal(self, x: Tensor, t: Time) -> Normal:
         """q(x_t|x) = N(α_t x, σ_t² I)."""
+        x = wide(x)
         alpha, sigma = self.alpha_sigma(t)
         return Normal(over(alpha, x) * x, over(sigma, x))
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
         """q(x_t|x_s) = N(α_{t|s} x_s, σ²_{t|s} I) for s < t."""
+        x_s = wide(x_s)
         ratio, variance = self.step(s, t)
         return Normal(over(ratio, x_s) * x_s, over(variance.sqrt(), x_s))
 
@@ -73,6 +75,7 @@ class Schedule(nn.Module):
         """
         if self.noiseless(s):
             return Delta(x)
+        x_t, x = wide(x_t), wide(x)
         on_x_t, on_x, std = self.posterior_coefficients(s, t)
         return Normal(over(on_x_t, x) * x_t + over(on_x, x) * x, over(std, x))
 

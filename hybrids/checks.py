@@ -66,12 +66,20 @@ def _check_shared(players: Sequence[Player]) -> None:
     for player in players:
         for module in player.moves:
             for name, p in module.named_parameters():
-                other, holder = owners.setdefault(id(p), (player, module))
+                other, holder = owners.setdefault(id(p), (player, module)) if p.requires_grad else (player, module)
                 if other is not player and holder is not module:
                     raise ValueError(
                         f"players {other.name!r} and {player.name!r} both move {name} (shape {tuple(p.shape)}); if "
                         "that is meant, list the very module that they share in the moves of both"
                     )
+    for player in players:
+        for name, p in player.uses.named_parameters():
+            if id(p) in owners:
+                raise ValueError(
+                    f"player {player.name!r} uses {name} (shape {tuple(p.shape)}), which player "
+                    f"{owners[id(p)][0].name!r} moves; what another player moves is frozen in this one's turn anyway: "
+                    "drop it from uses"
+                )
 
 
 def warn_of_equal_noise(accelerator: "Accelerator") -> None:

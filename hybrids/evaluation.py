@@ -86,7 +86,7 @@ def agreement(samples: Tensor) -> dict[str, float]:
     }
 
 
-def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 1000) -> dict[str, float]:
+def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 300) -> dict[str, float]:
     """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -153,7 +153,8 @@ def _play(
 def _release(turn: Turn, accelerator: "Accelerator") -> None:
     """Undo what `prepare_model` left on the player, so that another loop can prepare it afresh."""
     accelerator.unwrap_model(turn.prepared, keep_fp32_wrapper=False)
-    accelerator._models[:] = [model for model in accelerator._models if model is not turn.prepared]
+    # On CPUs the accelerator notes the player, elsewhere its wrapper.
+    accelerator._models[:] = [model for model in accelerator._models if model not in (turn.prepared, turn.player)]
     turn.player.__dict__.pop("_is_accelerate_prepared", None)
 
 

@@ -20,8 +20,9 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
         0.1 * a          # every weight scaled
         a.under("prior") # "rate" becomes "prior.rate"
 
-    Values are (B,), in nats where they are likelihoods; a batch-level value () is expanded to (B,), half precision is
-    widened. A term of weight 0 is a measurement: it is reported, never differentiated.
+    Values are (B,), in nats where they are likelihoods; a batch-level value () is expanded to (B,), as soon as another
+    term says what B is; half precision is widened. A term of weight 0 is a measurement: it is reported, never
+    differentiated.
     Raises ValueError for another shape, for unequal B, and for equal names in a sum; TypeError for what is no tensor.
     """
 
@@ -44,8 +45,8 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
         sizes = {name: len(values) for name, (_, values) in entries.items() if values.ndim}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"all terms must have one batch size; got {sizes}")
-        batch = next(iter(sizes.values()), 1)
-        self._entries = {name: (weight, values.expand(batch)) for name, (weight, values) in entries.items()}
+        shape = next(((size,) for size in sizes.values()), ())
+        self._entries = {name: (weight, values.expand(shape)) for name, (weight, values) in entries.items()}
 
     def __getitem__(self, name: str) -> tuple[Weight, Tensor]:
         return self._entries[name]
@@ -104,5 +105,5 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
         return {name: values.detach().mean() for name, (_, values) in self._entries.items()}
 
     def __repr__(self) -> str:
-        weights = (f"{name}={float(weight):g} × ({len(values)},)" for name, (weight, values) in self._entries.items())
+        weights = (f"{name}={float(weight):g} × {tuple(values.shape)}" for name, (weight, values) in self._entries.items())
         return f"Terms({', '.join(weights)})"

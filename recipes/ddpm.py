@@ -17,7 +17,7 @@ from hybrids.experiment import Stage, setting
 
 @dataclass
 class Settings(experiment.Settings):
-    steps: int = 4000
+    steps: int = 3000
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "log_snr_linear", "none"] = setting(
         "none", "A table of β by its name in diffusers, or log_snr_linear. none: squaredcos_cap_v2 for images; for "
         "points log_snr_linear, since uniform log-SNR is what finds small details."
@@ -26,8 +26,9 @@ class Settings(experiment.Settings):
     prediction: Literal["epsilon", "sample", "v_prediction"] = setting("epsilon", "What the network predicts.")
     variance: Literal["small", "large"] = setting("small", "Variance of p(x_s|x_t).")
     sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
-    sample_steps: int = setting(250, "Steps of the sampler, at most T.", at_least=1)
+    sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.0, "Dropout in the U-Net.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
     clip: float = setting(1.0, "Largest norm of the gradient of the loss per dimension.", above=0)
@@ -50,7 +51,9 @@ def schedule(settings: Settings, data: Data) -> Schedule:
 def build(settings: Settings, data: Data) -> list[Stage]:
     noise = schedule(settings, data)
     if data.is_image:
-        backbone = UNet(data.shape, settings.width, dropout=settings.dropout)
+        # Down to 4 × 4.
+        multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
+        backbone = UNet(data.shape, settings.width, multipliers, blocks=settings.blocks, dropout=settings.dropout)
     else:
         # Octaves of the input: without them a network of points stalls at the smallest noise.
         backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5))

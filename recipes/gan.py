@@ -25,7 +25,7 @@ PAIRS = {
 class Settings(experiment.Settings):
     steps: int = 3000
     latent: int = setting(64, "Dimensions of z.", at_least=1)
-    width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    width: int = setting(16, "Channels at the highest resolution; eight times as many units for points.", at_least=8)
     loss: Literal["non_saturating", "hinge", "relativistic"] = setting("relativistic", "The pair of losses.")
     r1: float = setting(0.5, "γ of R1, γ/2 ‖∇D‖² on real examples; scales with (data scale)².", at_least=0)
     r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
@@ -39,7 +39,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         generator = ResidualDecoder(settings.latent, data.shape, DeltaHead(), settings.width)
         discriminator = ResidualDiscriminator(data.shape, settings.width, spectral_norm=settings.spectral_norm)
     else:
-        width = 4 * settings.width
+        width = 8 * settings.width
         generator = MLPDecoder(settings.latent, data.dimensions, DeltaHead(bounded=False), width)
         discriminator = MLPDiscriminator(data.dimensions, width, spectral_norm=settings.spectral_norm)
     critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)

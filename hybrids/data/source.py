@@ -78,6 +78,9 @@ class Data:
             return cls(name, tuple(x.shape[1:]), x=x.float())
         if levels > 256:
             raise ValueError(f"levels must be at most 256, or None; got {levels}")
+        bad = x.abs().flatten(1).amax(1) > 1 + 1e-3  # whatever the channels: uint8 would wrap around
+        if bad.any():
+            raise ValueError(f"images must be in [-1, 1]; sample {int(bad.nonzero()[0])} is not; or levels=None")
         return cls(name, tuple(x.shape[1:]), levels=levels, x=((x + 1) * (levels - 1) / 2).round().to(torch.uint8))
 
     def batches(

@@ -182,9 +182,7 @@ def read(folder: str | os.PathLike[str], rank: int, world_size: int | None = Non
             raise CheckpointError(f"{folder / name}: cannot be read ({error})") from None
 
     shared = [name for name in manifest["files"] if not name.startswith("rank-")]
-    own = [name for name in manifest["files"] if name.startswith(f"rank-{rank}.")]
-    if len(own) != 2 or world_size not in (None, manifest["world_size"]):
-        own = []
+    own = f"rank-{rank}.json" in manifest["files"] and world_size in (None, manifest["world_size"])
     return Checkpoint(
         folder=folder,
         step=manifest["step"],

@@ -72,5 +72,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
+    # safetensors makes files that only their owner may read; a run folder is often shared.
+    path.touch()
+    mode = path.stat().st_mode
     save_file(plain, path)
+    path.chmod(mode)
     flush(path)

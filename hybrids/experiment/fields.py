@@ -18,6 +18,7 @@ _TRUE, _FALSE, _NONE = ("true", "yes", "on"), ("false", "no", "off"), ("none", "
 # A YAML file can nest aliases until its repr fills the memory; a message needs the beginning only.
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 120
+_short.maxlevel = 2
 
 
 def show(value: Any) -> str:
@@ -170,9 +171,8 @@ def _convert(kind: Any, value: Any) -> Any:
     if get_origin(kind) is list:
         return list(_tuple((*get_args(kind), ...), value))
     if kind is bool:
-        word = str(value).lower()
-        if isinstance(value, bool | str) and word in _TRUE + _FALSE:
-            return word in _TRUE
+        if isinstance(value, bool | str) and str(value).lower() in _TRUE + _FALSE:
+            return str(value).lower() in _TRUE
         raise ValueError
     if kind in (int, float):
         return _number(kind, value)
@@ -222,7 +222,7 @@ class Setting:
                 return converted
         except ValueError:
             pass
-        hint = self.rule.because.get(str(value).lower(), "")
+        hint = self.rule.because.get(value.lower(), "") if isinstance(value, str) else ""
         if not hint and not isinstance(value, str | list | NoneType) and {str, Path} & set(_members(self.kind)):
             hint = "put it in quotes"
         raise ValueError(f"expected {self.expected}; got {show(value)}" + (f": {hint}" if hint else ""))

@@ -33,7 +33,17 @@ class Gathered:
         for tag, value in logs.items():
             self.values.setdefault(tag, []).append(value)
 
-    def read(self, accelerator: "Accelerator", step: int) -> dict[str, float]:
+    def state(self) -> dict[str, Tensor]:
+        """What was noted since the last line, for a checkpoint between two lines."""
+        return {f"logs/{tag}": torch.stack(values) for tag, values in self.values.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`; other entries are passed over."""
+        for tag, values in state.items():
+            if tag.startswith("logs/"):
+                self.values[tag.removeprefix("logs/")] = list(values)
+
+    def read(self, accelerator: "Accelerator", step: int, forget: bool = True) -> dict[str, float]:
         """The mean of each tag over the noted steps and all ranks; learning rates as they are now. Forgets them.
 
         Every rank calls it. Raises NotFinite on every rank, naming the player and the term, if a loss is not finite.
@@ -50,7 +60,8 @@ class Gathered:
             for tag, last in zip(tags, latest)
         ]
         mean = accelerator.reduce(torch.stack(means), "mean").tolist()
-        self.values.clear()
+        if forget:
+            self.values.clear()
         bad = [tag for tag, value in zip(tags, mean) if not math.isfinite(value)]
         if bad:
             kind, name, *term = bad[0].split("/")

@@ -58,14 +58,17 @@ class Record:
         """Parameters by stage, those of critics included."""
         return {stage.name: sum(p.numel() for p in stage.root().parameters()) for stage in self.stages}
 
-    def log(self, step: int, gathered: Gathered, bar: Any) -> None:
-        """Read the gathered logs and write a line. Every rank calls it; Refusal on all if a loss is not finite."""
+    def log(self, step: int, gathered: Gathered, bar: Any, write: bool = True) -> None:
+        """Read the gathered logs and write a line. Every rank calls it; Refusal on all if a loss is not finite.
+
+        Without `write` it is that check alone.
+        """
         try:
-            values = gathered.read(self.accelerator, step)
+            values = gathered.read(self.accelerator, step, forget=write)
         except NotFinite as error:
             bar.close()
             raise Refusal(f"stopped at step {step}: {error}") from error
-        if not values:
+        if not values or not write:
             return
         rate = gathered.rate()
         values["time/images_per_second"] = rate * self.examples_per_step

@@ -52,7 +52,10 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
     """
     accelerator = _accelerator(settings)
     try:
-        return _Run(settings, build, recipe, accelerator).run()
+        code = _Run(settings, build, recipe, accelerator).run()
+        # Leaving while another rank still communicates aborts it (gloo). Not after an error, which may be one rank's.
+        accelerator.wait_for_everyone()
+        return code
     finally:
         accelerator.end_training()
 
@@ -125,6 +128,9 @@ class _Run:
                 if done >= self.ends[index]:
                     assert saved is not None
                     load_weights(stage.root(), saved.tensors[f"stage-{index}"], f"stage {stage.name!r}")
+                    if done == self.ends[index]:
+                        # The next stage has saved nothing of its own yet.
+                        self._go_on(saved)
                     continue
                 if not self._train(index, saved):
                     self.record.say(f"stopped by a signal, saved; go on with --resume auto --out {self.folder}")
@@ -176,8 +182,11 @@ class _Run:
             self._restore(index, batches, ema, saved)
         shown = stage.model if ema is None else ema.module
         gathered = Gathered()
+        if saved is not None and saved.step > first and saved.rank_tensors is not None:
+            gathered.restore(saved.rank_tensors)
         with _asked(f"stage {stage.name!r}"):
             steps = train(stage.players, batches, self.accelerator, end - first, start - first)
+        steps = _first_asked(f"stage {stage.name!r}", steps)
         bar = tqdm(
             total=end - first,
             initial=start - first,
@@ -194,9 +203,11 @@ class _Run:
             if ema is not None:
                 ema.update_parameters(stage.model)
             stopping = self._stopping(step)
+            logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)
             save = step == end or stopping or _due(step, settings.checkpoint_every)
-            if save or _due(step, settings.log_every):
-                self.record.log(step, gathered, bar)
+            if save or logging:
+                # Where only a signal asks for a checkpoint no line is written: the resumed run writes the due one.
+                self.record.log(step, gathered, bar, write=logging)
             bar.update(1)
             if step == end or _due(step, settings.sample_every):
                 self.record.picture(step, shown)
@@ -205,7 +216,7 @@ class _Run:
             if step == self.ends[-1]:
                 self.record.summary(step)
             if save:
-                self._save(index, step, batches, ema)
+                self._save(index, step, batches, ema, gathered)
             if stopping and step < self.ends[-1]:
                 bar.close()
                 return False
@@ -221,7 +232,7 @@ class _Run:
         flag = torch.tensor([float(self.stop.received)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _save(self, index: int, step: int, batches: Any, ema: EMA | None) -> None:
+    def _save(self, index: int, step: int, batches: Any, ema: EMA | None, gathered: Gathered) -> None:
         stage = self.stages[index]
         root = stage.root()
         assert_equal_on_ranks(stage.players, self.accelerator)
@@ -242,7 +253,7 @@ class _Run:
             },
             card=self._card(),
             accelerator=self.accelerator,
-            rank_tensors=rank_tensors,
+            rank_tensors=rank_tensors | gathered.state(),
             rank_state=rank_state,
             keep=self.settings.keep_checkpoints,
         )
@@ -257,6 +268,10 @@ class _Run:
             ema.n_averaged.fill_(saved.states["ema"]["updates"])
         with _asked("--seed"):
             batches.load_state_dict(saved.states["batches"])
+        self._go_on(saved)
+
+    def _go_on(self, saved: disk.Checkpoint) -> None:
+        """Take up the clock and the random numbers where they were."""
         self.record.before = saved.states["progress"]["seconds"]
         if saved.world_size == self.accelerator.num_processes:
             restore_random_numbers(self.accelerator.device, saved.rank_tensors, saved.rank_state)
@@ -272,6 +287,15 @@ def _asked(what: str) -> Iterator[None]:
     except ValueError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})") from error
+
+
+def _first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
+    """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
+    with _asked(what):
+        first = next(steps, None)
+    if first is not None:
+        yield first
+        yield from steps
 
 
 def _check_moved(stages: Sequence[Stage]) -> None:

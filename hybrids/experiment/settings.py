@@ -42,8 +42,8 @@ class Settings:
     channels: int | None = setting(None, "Channels of the images; none: the data set's own.", at_least=1)
     steps: int = setting(1000, "Length of the training; a step is one turn of all players.", at_least=1)
     batch_size: int = setting(64, "Examples per process and micro-batch.", at_least=1)
-    # NumPy's generators, which some data sets draw from, take no larger seed.
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train; auto: an accelerator if any.")
+    # NumPy's generators, which some data sets draw from, take no larger seed.
     seed: int = setting(0, "Seed of networks, data order and noise.", at_least=0, at_most=2**32 - 1)
     deterministic: bool = setting(False, "Deterministic kernels: slower, and exactly repeatable on a GPU too.")
     mixed_precision: Literal["no", "bf16"] = setting(
@@ -125,7 +125,7 @@ def to_yaml(settings: Settings, recipe: str) -> str:
     import yaml
 
     def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list):
             return [plain(part) for part in value]
         return str(value) if isinstance(value, Path) else value
 

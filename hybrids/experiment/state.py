@@ -16,13 +16,16 @@ __all__ = ["load_optimizers", "load_weights", "optimizers", "random_numbers", "r
 
 
 def weights(root: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; one that has several names, by its first."""
+    """Parameters and persistent buffers by name; one that has several names, by its first.
+
+    Wrappers leave no trace in names, so that a checkpoint fits with `torch.compile` and without.
+    """
     seen: set[int] = set()
     found = {}
     for name, tensor in root.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor.detach()
+            found[_plain(name)] = tensor.detach()
     return found
 
 
@@ -36,7 +39,11 @@ def load_weights(root: nn.Module, saved: Mapping[str, Tensor], where: str) -> No
 
 
 def _names(root: nn.Module) -> dict[int, str]:
-    return {id(p): name for name, p in root.named_parameters()}
+    return {id(p): _plain(name) for name, p in root.named_parameters()}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
 
 
 def optimizers(root: nn.Module, players: Iterable[Player]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -22,6 +22,7 @@ class Toy(Settings):
     betas: tuple[float, float] = setting((0.9, 0.99), "Adam's.", at_least=0, below=1)
     levels: list[int] = setting([3], "A mutable default.")
     teacher: Path | None = setting(None, "Run folder.")
+    folders: tuple[Path, ...] = setting((), "More of them.")
     patch: int = setting(2, "Patch size.", choices=(1, 2, 4))
     kind: Literal["a", "b", 3] = setting("a", "A choice.")
     flip: bool = setting(True, "Flip.")
@@ -83,6 +84,7 @@ def test_defaults_then_file_then_command_line(config):
         (["--betas", "0", "0.5"], "betas", (0.0, 0.5)),
         (["--levels", "1", "2"], "levels", [1, 2]),
         (["--out", "a/b"], "out", Path("a/b")),
+        (["--out", "none"], "out", None),
         (["--out=~/b"], "out", Path.home() / "b"),
         (["--data", "hub:me/mine"], "data", "hub:me/mine"),
         (["--teacher=--odd"], "teacher", Path("--odd")),
@@ -169,6 +171,7 @@ def test_the_command_line_is_refused(argv, message):
         ("steps: 2.0", "given.yaml: steps: expected a whole number, at least 1; got 2.0"),
         ("steps:", "given.yaml: steps: expected a whole number, at least 1; got nothing"),
         ("lr: .nan", "given.yaml: lr: expected a finite number, above 0; got nan"),
+        ("lr: 1" + "0" * 400, "given.yaml: lr: expected a finite number, above 0; got 1000"),
         ("flip: 1", "given.yaml: flip: expected true or false; got 1"),
         ("multipliers: 2", "given.yaml: multipliers: expected whole numbers, each at least 1; got 2"),
         ("data: 5", "given.yaml: data: expected text; got 5: put it in quotes"),
@@ -181,6 +184,7 @@ def test_the_command_line_is_refused(argv, message):
         ("- 1", "given.yaml: holds a list; expected a mapping"),
         ("", "given.yaml: holds nothing; expected a mapping"),
         ("a: [", "given.yaml: is not YAML: "),
+        ("[" * 5000, "given.yaml: is not YAML: "),
         ("!!python/object/apply:os.system ['true']", "given.yaml: is not YAML: could not determine a constructor"),
     ],
 )
@@ -218,7 +222,21 @@ def test_a_check_that_rests_on_a_refused_value_is_left_out():
 
 def test_the_config_of_a_run_reads_back(tmp_path):
     before = toy(
-        "--multipliers", "1", "2", "--out", "runs/ü: x", "--lr", "1e-05", "--kind", "3", "--data", "5", "--no-flip"
+        "--folders",
+        "a/b",
+        "c",
+        "--multipliers",
+        "1",
+        "2",
+        "--out",
+        "runs/ü: x",
+        "--lr",
+        "1e-05",
+        "--kind",
+        "3",
+        "--data",
+        "5",
+        "--no-flip",
     )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(before, "toy"))

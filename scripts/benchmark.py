@@ -1,0 +1,105 @@
+"""What the framework costs: a step of `train` against a bare loop over the same modules, and its import against torch's.
+
+    python scripts/benchmark.py [overhead | import]
+
+Machines are shared and noisy, so both sides alternate in seven rounds of one run and the medians are compared.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hybrids import Player, Terms, train
+
+ROUNDS = 7
+
+
+def bare(model: nn.Module, x: Tensor, steps: int) -> float:
+    """Milliseconds a step of the loop that everybody writes."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    start = time.perf_counter()
+    for _ in range(steps):
+        loss = (model(x) - x).square().flatten(1).sum(1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    _wait(x)
+    return 1000 * (time.perf_counter() - start) / steps
+
+
+def ours(model: nn.Module, x: Tensor, steps: int) -> float:
+    """Milliseconds a step of `train`, with its logs and the gradient's norm."""
+    from accelerate import Accelerator
+
+    player = Player(lambda x: Terms(error=(model(x) - x).square().flatten(1).sum(1)), moves=[model])
+    game = train(player, [x], Accelerator(), steps + 1)
+    next(game)
+    _wait(x)
+    start = time.perf_counter()
+    for _ in game:
+        pass
+    _wait(x)
+    return 1000 * (time.perf_counter() - start) / steps
+
+
+def _wait(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def rounds(first: Callable[[], float], second: Callable[[], float]) -> Iterator[tuple[float, float]]:
+    """Both in turn, ROUNDS times, after one unmeasured round."""
+    first(), second()
+    for _ in range(ROUNDS):
+        yield first(), second()
+
+
+def overhead() -> None:
+    """Two sizes: where Python is all there is, and where the networks are."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"a step of train against a bare loop, {device}, {torch.get_num_threads()} thread(s)")
+    small = nn.Sequential(nn.Linear(8, 32), nn.SiLU(), nn.Linear(32, 8)).to(device)
+    wide = 1024 if device == "cpu" else 8192
+    large = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(wide, wide), nn.SiLU())]).to(device)
+    for name, model, batch, width, steps in (("tiny", small, 32, 8, 500), ("large", large, 128, wide, 20)):
+        x = torch.randn(batch, width, device=device)
+        pairs = list(rounds(partial(bare, model, x, steps), partial(ours, model, x, steps)))
+        base = statistics.median(a for a, _ in pairs)
+        more = statistics.median(b - a for a, b in pairs)
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"  {name:5}  bare {base:8.3f} ms   ours {more:+7.3f} ms   ratio {ratio:.3f}")
+
+
+def importing() -> None:
+    """In fresh processes."""
+
+    def seconds(what: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {what}"], check=True)
+        return time.perf_counter() - start
+
+    pairs = list(rounds(partial(seconds, "torch"), partial(seconds, "hybrids, components")))
+    ratio = statistics.median(b / a for a, b in pairs)
+    print(f"import hybrids, components against import torch: ratio {ratio:.3f}")
+    print(f"  (torch {statistics.median(a for a, _ in pairs):.2f} s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the framework costs.")
+    parser.add_argument("what", nargs="?", choices=["overhead", "import", "all"], default="all")
+    chosen = parser.parse_args().what
+    if chosen in ("overhead", "all"):
+        overhead()
+    if chosen in ("import", "all"):
+        importing()
+
+
+if __name__ == "__main__":
+    main()

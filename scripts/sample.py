@@ -1,0 +1,47 @@
+"""Draw samples from a run: a picture, and the numbers if asked.
+
+    python scripts/sample.py RUN [--number 64] [--seed 0] [--out FILE.png] [--tensor FILE.safetensors]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from hybrids import load
+from hybrids.experiment import refusing
+from hybrids.experiment.pictures import save_picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw samples from a run.")
+    parser.add_argument("run", type=Path, help="run folder, or checkpoints/step-N within one")
+    parser.add_argument("--number", type=int, default=64, help="how many samples (64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    parser.add_argument("--chunk", type=int, default=256, help="samples drawn at a time (256)")
+    parser.add_argument("--no-ema", action="store_true", help="the weights themselves, not their moving average")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw them")
+    parser.add_argument("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
+    parser.add_argument("--out", type=Path, help="picture; default RUN/samples/drawn-SEED.png")
+    parser.add_argument("--tensor", type=Path, help="also write the samples here, as safetensors, in [-1, 1]")
+    arguments = parser.parse_args()
+    if arguments.number < 1 or arguments.chunk < 1:
+        parser.error(f"--number and --chunk must be at least 1; got {arguments.number} and {arguments.chunk}")
+
+    with refusing():
+        model = load(arguments.run, arguments.recipe, ema=not arguments.no_ema, device=arguments.device)
+    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    sizes = [min(arguments.chunk, arguments.number - done) for done in range(0, arguments.number, arguments.chunk)]
+    x = torch.cat([model.sample(size, generator=generator).cpu() for size in sizes])
+    out = arguments.out or arguments.run / "samples" / f"drawn-{arguments.seed}.png"
+    save_picture(x, out)
+    print(f"{len(x)} samples of {tuple(x.shape[1:])}: {out}")
+    if arguments.tensor is not None:
+        from safetensors.torch import save_file
+
+        save_file({"x": x.contiguous()}, arguments.tensor)
+        print(f"as numbers: {arguments.tensor}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+import math
+import re
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from components.denoisers import Denoiser, Estimate, Prediction, Variance
+from components.distributions import Delta, Normal, kl
+from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
+
+F64 = torch.float64
+PREDICTIONS = pytest.mark.parametrize("prediction", get_args(Prediction))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Function(nn.Module):
+    """A backbone that is a function (x_t, t) → output, and remembers what it was given."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x_t, t, cond=None):
+        self.t, self.cond = t, cond
+        return self.function(x_t, t)
+
+
+def predicting(prediction, best_x, schedule):
+    """What a network of this parameterization must answer for its x̂ to be best_x(x_t, α, σ)."""
+
+    def output(x_t, t):
+        alpha, sigma = (over(c, x_t) for c in schedule.alpha_sigma(t))
+        x = best_x(x_t, alpha, sigma)
+        epsilon = (x_t - alpha * x) / sigma
+        return {"sample": x, "epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * x}[prediction]
+
+    return Function(output)
+
+
+M = torch.tensor([0.5, -1.0, 0.25], dtype=F64)
+A = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.3, 0.2, 0.1]], dtype=F64)
+SIGMA = A @ A.T
+I3 = torch.eye(3, dtype=F64)
+
+
+def gaussian(x_t, alpha, sigma):
+    """The best x̂ for x ~ N(M, SIGMA): m + α Σ (α² Σ + σ² I)⁻¹ (x_t - α m)."""
+    gain = alpha[..., None] * SIGMA @ torch.linalg.inv(alpha[..., None] ** 2 * SIGMA + sigma[..., None] ** 2 * I3)
+    return M + (gain @ (x_t - alpha * M)[..., None])[..., 0]
+
+
+def mixture(x_t, alpha, sigma):
+    """The best x̂ for x even on ±1 and 3: the mean over the points, weighted by how well each explains x_t."""
+    points = torch.tensor([-1.0, 1.0, 3.0], dtype=x_t.dtype)
+    weight = (-0.5 * ((x_t[..., None] - alpha[..., None] * points) / sigma[..., None]).square()).softmax(-1)
+    return (weight * points).sum(-1)
+
+
+def denoiser(prediction="sample", best_x=gaussian, schedule=None, **settings):
+    schedule = schedule or LogSNRLinearSchedule(8.0, -6.0)
+    return Denoiser(predicting(prediction, best_x, schedule), schedule, prediction, **settings)
+
+
+# Estimates
+
+
+@pytest.mark.parametrize("preserving", [True, False])
+def test_row_17_round_trips_through_every_pair(preserving):
+    x_t, x = torch.randn(2, 5, 3, 4, dtype=F64)
+    alpha = torch.rand(5, dtype=F64) * 0.98 + 0.01
+    sigma = (1 - alpha**2).sqrt() if preserving else 5 * torch.rand(5, dtype=F64) + 0.1
+    a, s = over(alpha, x), over(sigma, x)
+    epsilon = (x_t - a * x) / s
+    seen = {"sample": x, "epsilon": epsilon, "v_prediction": a * epsilon - s * x}
+    for prediction, output in seen.items():
+        found = Estimate(x_t, alpha, sigma, prediction, output)
+        for value, expected in ((found.mean, x), (found.epsilon, epsilon), (found.v, seen["v_prediction"])):
+            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.score, -epsilon / s, rtol=1e-10, atol=1e-10)
+
+
+@PREDICTIONS
+def test_x_t_is_alpha_x_plus_sigma_epsilon(prediction):
+    x_t, output = torch.randn(2, 5, 4, dtype=F64)
+    alpha, sigma = CosineSchedule().alpha_sigma(torch.rand(5, dtype=F64))
+    found = Estimate(x_t, alpha, sigma, prediction, output)
+    torch.testing.assert_close(over(alpha, x_t) * found.mean + over(sigma, x_t) * found.epsilon, x_t, rtol=1e-10, atol=1e-10)
+
+
+def test_errors_in_epsilon_and_v_are_errors_in_x_reweighted():
+    x, epsilon, output = torch.randn(3, 5, 4, dtype=F64)
+    schedule = LogSNRLinearSchedule()
+    t = torch.rand(5, dtype=F64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    a, s = over(alpha, x), over(sigma, x)
+    found = Estimate(a * x + s * epsilon, alpha, sigma, "sample", output)
+    error, snr = (x - found.mean).square().sum(1), schedule.log_snr(t).exp()
+    torch.testing.assert_close((epsilon - found.epsilon).square().sum(1), snr * error, rtol=1e-9, atol=0)
+    torch.testing.assert_close((a * epsilon - s * x - found.v).square().sum(1), (1 + snr) * error, rtol=1e-9, atol=0)
+
+
+def test_an_estimate_is_a_point():
+    found = Estimate(torch.zeros(2, 3), torch.tensor(0.6), torch.tensor(0.8), "sample", torch.ones(2, 3))
+    assert isinstance(found, Delta) and torch.equal(found.rsample(), torch.ones(2, 3))
+
+
+def test_a_clamped_estimate_keeps_x_t():
+    x_t, output = torch.randn(2, 5, 4, dtype=F64) * 3
+    alpha, sigma = CosineSchedule().alpha_sigma(0.4)
+    found = Estimate(x_t, alpha, sigma, "v_prediction", output).clamp(-1, 1)
+    assert found.mean.abs().max() == 1
+    torch.testing.assert_close(alpha * found.mean + sigma * found.epsilon, x_t, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_outputs_are_widened():
+    half = torch.ones(2, 3, dtype=torch.bfloat16)
+    found = Estimate(half, torch.tensor(0.6, dtype=F64), torch.tensor(0.8, dtype=F64), "epsilon", half)
+    assert all(value.dtype == torch.float32 for value in (found.mean, found.epsilon, found.v, found.score))
+
+
+# The optimal denoiser
+
+
+@PREDICTIONS
+def test_row_19_every_parameterization_gives_the_gaussian_s_mean(prediction):
+    x_t, t = torch.randn(6, 3, dtype=F64), torch.rand(6, dtype=F64)
+    model = denoiser(prediction)
+    expected = gaussian(x_t, *(over(c, x_t) for c in model.schedule.alpha_sigma(t)))
+    torch.testing.assert_close(model(x_t, t).mean, expected, rtol=1e-10, atol=1e-10)
+
+
+@PREDICTIONS
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_row_19_the_epsilon_loss_of_the_best_denoiser_is_its_known_residual(prediction, t):
+    """E‖ε - ε̂‖² = tr(I - σ² (α² Σ + σ² I)⁻¹), exactly: a quadratic's mean needs only points with the right moments."""
+    points = math.sqrt(6) * torch.cat([torch.eye(6, dtype=F64), -torch.eye(6, dtype=F64)])
+    x, epsilon = M + points[:, :3] @ A.T, points[:, 3:]
+    model = denoiser(prediction)
+    alpha, sigma = model.schedule.alpha_sigma(t)
+    loss = (epsilon - model(alpha * x + sigma * epsilon, t).epsilon).square().sum(1).mean()
+    expected = (I3 - sigma**2 * torch.linalg.inv(alpha**2 * SIGMA + sigma**2 * I3)).trace()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_row_19_any_other_gain_is_worse():
+    points = math.sqrt(6) * torch.cat([torch.eye(6, dtype=F64), -torch.eye(6, dtype=F64)])
+    x, epsilon = M + points[:, :3] @ A.T, points[:, 3:]
+
+    def loss(change):
+        model = denoiser(best_x=lambda x_t, alpha, sigma: gaussian(x_t, alpha, sigma) + change * (x_t - alpha * M))
+        alpha, sigma = model.schedule.alpha_sigma(0.4)
+        return (epsilon - model(alpha * x + sigma * epsilon, 0.4).epsilon).square().sum(1).mean()
+
+    assert loss(0.0) < min(loss(1e-3), loss(-1e-3))
+
+
+@PREDICTIONS
+def test_row_21_tweedie_on_a_gaussian(prediction):
+    x_t = torch.randn(6, 3, dtype=F64, requires_grad=True)
+    t = torch.rand(6, dtype=F64)
+    model = denoiser(prediction)
+    alpha, sigma = (over(c, x_t) for c in model.schedule.alpha_sigma(t))
+    covariance = alpha[..., None] ** 2 * SIGMA + sigma[..., None] ** 2 * I3
+    q = torch.distributions.MultivariateNormal(alpha * M, covariance)
+    (score,) = torch.autograd.grad(q.log_prob(x_t).sum(), x_t)
+    found = model(x_t, t)
+    torch.testing.assert_close(found.score, score, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found.mean, (x_t + sigma**2 * score) / alpha, rtol=1e-9, atol=1e-10)
+
+
+@PREDICTIONS
+def test_rows_20_and_21_tweedie_on_a_mixture(prediction):
+    x_t = (3 * torch.randn(50, 2, dtype=F64)).requires_grad_()
+    t = torch.rand(50, dtype=F64)
+    model = denoiser(prediction, mixture, LogSNRLinearSchedule(4.0, -4.0))
+    alpha, sigma = (over(c, x_t) for c in model.schedule.alpha_sigma(t))
+    points = torch.tensor([-1.0, 1.0, 3.0], dtype=F64)
+    log_q = (-0.5 * ((x_t[..., None] - alpha[..., None] * points) / sigma[..., None]).square()).logsumexp(-1)
+    (score,) = torch.autograd.grad(log_q.sum(), x_t)
+    torch.testing.assert_close(model(x_t, t).score, score, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(x_t, t).mean, (x_t + sigma**2 * score) / alpha, rtol=1e-9, atol=1e-9)
+
+
+# The reverse step
+
+
+@PREDICTIONS
+def test_row_25_the_kl_of_a_level_is_the_error_in_x_reweighted(prediction):
+    x, x_t = torch.randn(2, 20, 3, dtype=F64)
+    s, t = torch.rand(2, 20, dtype=F64).sort(0).values
+    model = denoiser(prediction)
+    found = kl(model.schedule.posterior(x_t, x, s, t), model.reverse(x_t, s, t))
+    weight = 0.5 * (model.schedule.log_snr(s).exp() - model.schedule.log_snr(t).exp())
+    torch.testing.assert_close(found, weight * (x - model(x_t, t).mean).square().sum(1), rtol=1e-9, atol=1e-10)
+
+
+@PREDICTIONS
+def test_the_small_variance_is_the_posterior_s_and_the_large_the_transition_s(prediction):
+    x_t = torch.randn(4, 3, dtype=F64)
+    s, t = torch.rand(2, 4, dtype=F64).sort(0).values
+    small, large = (denoiser(prediction, variance=variance).reverse(x_t, s, t) for variance in get_args(Variance))
+    schedule = denoiser().schedule
+    torch.testing.assert_close(small.std[:, 0], schedule.posterior_coefficients(s, t)[2], rtol=1e-12, atol=0)
+    torch.testing.assert_close(large.std[:, 0].square(), schedule.step(s, t)[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(small.mean, large.mean, rtol=0, atol=0)
+    assert (small.std < large.std).all()
+
+
+def test_numbers_of_ddpm_s_two_variances():
+    x_t = torch.randn(4, 3, dtype=F64)
+    schedule = BetaSchedule()
+    variances = [
+        denoiser("epsilon", schedule=schedule, variance=variance).reverse(x_t, 0.001, 0.002).std.square().item()
+        for variance in get_args(Variance)
+    ]
+    assert variances[0] == pytest.approx(5.453188e-5, rel=1e-6)
+    assert variances[1] == pytest.approx(schedule.betas[1].item(), rel=1e-10)
+
+
+def test_the_last_reverse_step_is_the_estimate():
+    x_t = torch.randn(4, 3, dtype=F64)
+    small = denoiser("epsilon", schedule=BetaSchedule())
+    assert isinstance(small.reverse(x_t, 0.0, 0.001), Delta)
+    torch.testing.assert_close(small.reverse(x_t, 0.0, 0.001).mean, small(x_t, 0.001).mean, rtol=0, atol=0)
+    large = denoiser("epsilon", schedule=BetaSchedule(), variance="large").reverse(x_t, 0.0, 0.001)
+    assert isinstance(large, Normal) and large.std.item() == pytest.approx(0.01, rel=1e-9)
+
+
+def test_clip_bounds_x_in_reverse_and_not_in_forward():
+    x_t = 5 * torch.randn(20, 3, dtype=F64)
+    free, clipped = denoiser("v_prediction"), denoiser("v_prediction", clip=(-1.0, 1.0))
+    assert torch.equal(free(x_t, 0.5).mean, clipped(x_t, 0.5).mean) and free(x_t, 0.5).mean.abs().max() > 1
+    assert clipped.clipped(x_t, 0.5).mean.abs().max() <= 1
+    expected = clipped.schedule.posterior(x_t, free(x_t, 0.5).mean.clamp(-1, 1), 0.4, 0.5)
+    torch.testing.assert_close(clipped.reverse(x_t, 0.4, 0.5).mean, expected.mean, rtol=1e-12, atol=1e-12)
+
+
+def test_the_backbone_is_given_time_and_condition_as_they_are():
+    model = denoiser()
+    for t in (0.1, torch.tensor(0.1, dtype=F64), torch.full((2,), 0.1, dtype=F64)):
+        cond = torch.tensor([3, 4])
+        model(torch.zeros(2, 3, dtype=F64), t, cond)
+        seen = model.backbone.t
+        assert model.backbone.cond is cond and seen.shape == torch.as_tensor(t).shape
+        assert (seen == 0.1).all()  # float32 would be 1.5e-9 off
+
+
+# Refusals
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused():
+    with pytest.raises(ValueError, match="prediction 'epsilon' does not go with CosineSchedule ending at α = 0.*use v_pred"):
+        denoiser("epsilon", schedule=CosineSchedule())
+    for prediction in ("sample", "v_prediction"):
+        model = denoiser(prediction, schedule=CosineSchedule())
+        assert model.reverse(torch.randn(2, 3, dtype=F64), 0.9, 1.0).mean.isfinite().all()
+    denoiser("epsilon", schedule=CosineSchedule(13.3, -8.0))
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"prediction": "x"}, "prediction must be one of epsilon, sample, v_prediction; got 'x'"),
+    ({"variance": "fixed_small"}, "variance must be one of small, large; got 'fixed_small'"),
+])  # fmt: skip
+def test_unknown_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Denoiser(nn.Identity(), BetaSchedule(), **settings)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (3,), (1,)])
+def test_times_of_another_shape_are_refused(shape):
+    message = f"t must be () or (B,) = (8,) in [0, 1]; got shape {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        denoiser()(torch.zeros(8, 3, dtype=F64), torch.zeros(shape))

@@ -1,0 +1,64 @@
+"""What every test starts from: one thread, Accelerate's process-wide state as new, small recipes and data."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+# Small players that the tests of one process and those of two ranks share.
+sys.path.insert(0, str(REPOSITORY / "tests" / "game"))
+# Runs are compared to the bit, and subprocesses get one thread too.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its settings in a process-wide singleton, where the first test's would stay for all."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def reset():
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """`--data digits` with 24 training and 16 held-out examples: epochs end after three batches of eight."""
+    from hybrids import data
+    from hybrids.experiment import run
+
+    def few(name, resolution=None, channels=None):
+        whole = data.load_data(name, resolution, channels)
+        assert whole.x is not None and whole.labels is not None and whole.held_out is not None
+        return replace(whole, x=whole.x[:24], labels=whole.labels[:24], held_out=whole.held_out[:16])
+
+    monkeypatch.setattr(run, "load_data", few)
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Start a script on two ranks of the CPU; `accelerate launch --cpu --num_processes 2` would start one (trap 7)."""
+
+    def start(script, *argv, timeout=240):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [*command, str(script), *map(str, argv)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=REPOSITORY,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+        return done
+
+    return start

@@ -1,0 +1,557 @@
+import math
+from typing import get_args
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import components.distributions
+import hybrids.models.diffusion
+from components.denoisers import Denoiser, Prediction
+from components.distributions import Categorical, DiscretizedNormal, Normal, grid, kl, per_example
+from components.last import DenoisedLast, GaussianLast, GridLast
+from components.samplers import ancestral, ddim, time_grid
+from components.schedules import BetaSchedule, CosineSchedule, LearnedSchedule, LogSNRLinearSchedule, over
+from hybrids.models import Diffusion, Model
+
+F64 = torch.float64
+PREDICTIONS = pytest.mark.parametrize("prediction", get_args(Prediction))
+S = 0.5  # of the data N(0, S²), where nothing else is said
+ENTROPY = 0.5 * math.log(2 * math.pi * math.e * S**2)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fix(monkeypatch):
+    """Put given values in the place of a diffusion's random noise, and of its random times if there are any."""
+
+    def put(epsilon, u=None):
+        noise = lambda x, generator=None: epsilon.to(x.dtype)  # noqa: E731
+        monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
+        monkeypatch.setattr(components.distributions, "randn_like", noise)
+        if u is not None:
+            monkeypatch.setattr(hybrids.models.diffusion, "low_discrepancy", lambda *_, **__: u)
+
+    return put
+
+
+class Gaussian(nn.Module):
+    """The best answer for x ~ N(0, s² I), in any parameterization."""
+
+    def __init__(self, schedule, prediction, s=S):
+        super().__init__()
+        self.schedule, self.prediction, self.s = [schedule], prediction, s  # in a list: it is the denoiser's
+
+    def forward(self, x_t, t, cond=None):
+        alpha, sigma = (over(c, x_t) for c in self.schedule[0].alpha_sigma(t))
+        x = alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2) * x_t
+        epsilon = sigma / (alpha**2 * self.s**2 + sigma**2) * x_t
+        return {"sample": x, "epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * x}[self.prediction]
+
+
+class Smooth(nn.Module):
+    """A network that is wrong, smoothly."""
+
+    def forward(self, x_t, t, cond=None):
+        return torch.tanh(1.3 * x_t + over(torch.as_tensor(t, dtype=F64), x_t)) + 0.2 * x_t
+
+
+def exact(schedule=None, prediction="epsilon", s=S, shape=1, **settings):
+    schedule = schedule or LogSNRLinearSchedule()
+    return Diffusion(Denoiser(Gaussian(schedule, prediction, s), schedule, prediction), shape, **settings)
+
+
+def wrong(schedule=None, prediction="v_prediction", shape=3, variance="small", **settings):
+    return Diffusion(Denoiser(Smooth(), schedule or LogSNRLinearSchedule(), prediction, variance), shape, **settings)
+
+
+# A loss that is quadratic in (x, ε) has its exact mean over four points with the right moments.
+X4 = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64)
+EPSILON4 = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64)
+
+
+def everything(model, fix, n, s=S, loss="nll"):
+    """The exact mean of the loss over x ~ N(0, s²), ε and t: by four points, and n midpoints of [0, 1] as the times."""
+    u = (torch.arange(n, dtype=F64) + 0.5) / n
+    fix(EPSILON4.repeat(n, 1), u.repeat_interleave(4))
+    return getattr(model, loss)(s * X4.repeat(n, 1)).total
+
+
+# Row 23: the bound on Gaussian data
+
+
+def excess(steps):
+    """Total - entropy with T steps, summed by hand: Σ ½ (SNR_s - SNR_t) mmse(SNR_t) + L_T + L_0 - H."""
+    snr = torch.exp(13.3 - 18.3 * torch.arange(steps + 1, dtype=F64) / steps)
+    levels = (0.5 * (snr[:-1] - snr[1:]) * S**2 / (1 + snr[1:] * S**2)).sum().item()
+    alpha, sigma = (torch.sigmoid(torch.tensor(sign * -5.0, dtype=F64)).item() for sign in (1, -1))
+    prior = 0.5 * (alpha * S**2 + sigma - 1 - math.log(sigma))
+    return levels + prior + 0.5 * math.log(2 * math.pi * math.e) - 13.3 / 2 - ENTROPY
+
+
+@pytest.mark.parametrize("steps, expected", [(10, 9.77156), (100, 0.529685), (1000, 0.050232), (10_000, 0.0050056)])
+@PREDICTIONS
+def test_row_23_the_discrete_bound_falls_to_the_entropy(fix, prediction, steps, expected):
+    found = everything(exact(prediction=prediction, timesteps=steps), fix, steps).item() - ENTROPY
+    assert found == pytest.approx(excess(steps), rel=1e-6)
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_row_23_what_is_left_times_t_tends_to_a_constant(fix):
+    """The gap to continuous time: ¼Δ (∫ SNR mmse dλ + its value at t = 1 - that at t = 0) = 49.93/T, Δ = 18.3/T."""
+    gaps = [1e4 * (everything(exact(timesteps=t), fix, t).item() - ENTROPY - 9.6e-6) * t / 1e4 for t in (100, 1000, 10_000)]
+    snr = torch.exp(torch.tensor([13.3, -5.0], dtype=F64))
+    at = snr * S**2 / (1 + snr * S**2)
+    limit = 18.3 / 4 * (2 * 5.956015 + at[1] - at[0]).item()
+    assert gaps[0] > gaps[1] > gaps[2] and gaps[2] == pytest.approx(limit, rel=1e-3)
+    assert gaps[1] == pytest.approx(50.1, abs=0.2)
+
+
+def test_row_23_continuous_time_reaches_it(fix):
+    terms = exact()
+    u = (torch.arange(20_000, dtype=F64) + 0.5) / 20_000
+    fix(EPSILON4.repeat(20_000, 1), u.repeat_interleave(4))
+    found = terms.nll(S * X4.repeat(20_000, 1)).means()
+    assert found["diffusion"].item() == pytest.approx(5.956015, rel=1e-6)
+    total = sum(value.item() for value in found.values())
+    assert total == pytest.approx(0.725801, abs=1e-6) and ENTROPY == pytest.approx(0.725791, abs=1e-6)
+    assert found["reconstruction"].item() == pytest.approx(0.5 * math.log(2 * math.pi * math.e) - 13.3 / 2, rel=1e-9)
+
+
+def test_row_23_by_monte_carlo_without_touching_anything():
+    """x, ε and t really drawn: 4 standard errors, of which one is .004 nats."""
+    model = exact(shape=4)
+    x = S * torch.randn(20_000, 4, dtype=F64)
+    each = model.nll(x).per_example / 4
+    # low-discrepancy times are not independent, which makes the true error smaller than this one
+    assert (each.mean() - 0.725801).abs() < 4 * each.std() / math.sqrt(len(x))
+
+
+# Row 24
+
+
+def steep():
+    schedule = LearnedSchedule()
+    nn.init.normal_(schedule.log_weight, mean=-1)
+    nn.init.normal_(schedule.log_steepness, mean=2, std=0.5)
+    return schedule
+
+
+@PREDICTIONS
+@pytest.mark.parametrize("make", [LogSNRLinearSchedule, lambda: CosineSchedule(13.3, -5.0), LearnedSchedule, steep])
+def test_row_24_the_continuous_bound_is_the_same_for_every_schedule_of_equal_ends(fix, make, prediction):
+    with torch.no_grad():
+        assert everything(exact(make(), prediction), fix, 20_000).item() == pytest.approx(0.725801, abs=3e-6)
+
+
+def test_row_24_by_monte_carlo():
+    x = S * torch.randn(20_000, 2, dtype=F64)
+    with torch.no_grad():
+        one, other = (exact(make(), shape=2).nll(x).per_example for make in (LogSNRLinearSchedule, steep))
+    assert (one.mean() - other.mean()).abs() < 4 * math.sqrt((one.var() + other.var()).item() / len(x))
+
+
+def test_the_interior_of_a_learned_schedule_does_not_move_the_bound(fix):
+    model = exact(steep())
+    schedule = model.denoiser.schedule
+    everything(model, fix, 20_000).backward()
+    for p in (schedule.log_weight, schedule.log_steepness, schedule.bias):
+        assert p.grad.abs().max() < 1e-5
+    # while for a single t it does
+    model.zero_grad()
+    fix(EPSILON4, torch.full((4,), 0.5, dtype=F64))
+    model.nll(S * X4).total.backward()
+    assert schedule.bias.grad.abs().max() > 1e-2
+
+
+# Rows 25 and 27
+
+
+@PREDICTIONS
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_row_25_a_level_is_the_kl_of_two_posteriors(prediction, variance, fix):
+    model = wrong(prediction=prediction, variance=variance, timesteps=20)
+    x, epsilon = torch.randn(2, 6, 3, dtype=F64)
+    fix(epsilon)
+    schedule = model.denoiser.schedule
+    for s, t in model.chain:
+        alpha, sigma = schedule.alpha_sigma(t)
+        x_t = alpha * x + sigma * epsilon
+        brute = kl(schedule.posterior(x_t, x, s, t), model.denoiser.reverse(x_t, s, t))
+        torch.testing.assert_close(model.level(x, s, t), brute, rtol=1e-9, atol=1e-10)
+        if variance == "small":
+            weight = 0.5 * (schedule.log_snr(s).exp() - schedule.log_snr(t).exp())
+            error = (x - model.denoiser(x_t, t).mean).square().sum(1)
+            torch.testing.assert_close(model.level(x, s, t), weight * error, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [10_000, 1_000_000])
+def test_a_level_keeps_its_digits_in_float32_however_fine_the_chain(fix, steps):
+    """½ (SNR_s/SNR_t - 1) ‖ε - ε̂‖²: in float32 the difference of the ratios errs by 1e-3 at a million steps."""
+    x, epsilon = torch.randn(2, 6, 3, dtype=F64)
+    fix(epsilon)
+    model = wrong(prediction="epsilon")
+    s, t = 0.5, 0.5 + 1 / steps
+    expected = model.level(x, s, t)
+    torch.testing.assert_close(model.level(x.float(), s, t).double(), expected, rtol=1e-5, atol=0)
+
+
+@PREDICTIONS
+def test_row_27_the_simple_loss_is_the_bound_reweighted(fix, prediction):
+    """weight × VLB integrand = E‖target - output‖², the weight 2/-λ' times 1 (ε), 1/SNR (x) or 1 + 1/SNR (v)."""
+    model = wrong(prediction=prediction)
+    x, epsilon = torch.randn(2, 50, 3, dtype=F64)
+    u = torch.rand(50, dtype=F64)
+    fix(epsilon, u)
+    schedule = model.denoiser.schedule
+    snr = schedule.log_snr(u).exp()
+    weight = {"epsilon": torch.ones_like(snr), "sample": 1 / snr, "v_prediction": 1 + 1 / snr}[prediction]
+    integrand = model.nll(x)["diffusion"][1]
+    expected = 2 / -schedule.slope(u) * weight * integrand
+    torch.testing.assert_close(model.loss(x)["simple"][1], expected, rtol=1e-8, atol=1e-10)
+
+
+@PREDICTIONS
+def test_row_27_in_discrete_time(fix, prediction):
+    model = wrong(prediction=prediction, timesteps=20)
+    x, epsilon = torch.randn(2, 50, 3, dtype=F64)
+    fix(epsilon, torch.full((50,), 0.6, dtype=F64))  # t = 13/20
+    schedule = model.denoiser.schedule
+    snr, ratio = schedule.log_snr(0.65).exp(), torch.expm1(schedule.log_snr(0.6) - schedule.log_snr(0.65))
+    weight = {"epsilon": 1.0, "sample": 1 / snr, "v_prediction": 1 + 1 / snr}[prediction]
+    expected = weight * model.nll(x)["diffusion"][1] / (20 * 0.5 * ratio)
+    torch.testing.assert_close(model.loss(x)["simple"][1], expected, rtol=1e-8, atol=1e-10)
+
+
+# nll against bound
+
+
+@PREDICTIONS
+@pytest.mark.parametrize("schedule, steps", [(LogSNRLinearSchedule(), 12), (BetaSchedule("linear", 12), 12)])
+def test_nll_is_unbiased_for_the_bound_in_discrete_time(fix, prediction, schedule, steps):
+    """Over the T equally likely levels (T - 1 where the chain starts clean), at the same noise."""
+    model = wrong(schedule, prediction, timesteps=steps)
+    many = len(model.chain)
+    x, epsilon = torch.randn(2, 5, 3, dtype=F64)
+    fix(epsilon)
+    summed = model.bound(x)
+    fix(epsilon.repeat(many, 1), ((torch.arange(many, dtype=F64) + 0.3) / many).repeat_interleave(5))
+    drawn = model.nll(x.repeat(many, 1))
+    for name, (_, values) in summed.items():
+        torch.testing.assert_close(drawn[name][1].view(many, 5).mean(0), values, rtol=1e-9, atol=1e-10)
+
+
+@PREDICTIONS
+def test_nll_is_unbiased_for_the_bound_in_continuous_time(prediction):
+    model = wrong(prediction=prediction)
+    x = torch.randn(1, 3, dtype=F64).expand(20_000, 3)
+    drawn, summed = model.nll(x).per_example, model.bound(x[:2000], levels=32).per_example
+    error = math.sqrt((drawn.var() / 20_000 + summed.var() / 2000).item())
+    assert (drawn.mean() - summed.mean()).abs() < 4 * error
+    assert summed.var() < 0.1 * drawn.var()
+
+
+def test_nll_draws_each_level_of_a_chain_equally_often():
+    model = wrong(timesteps=5)
+    seen = []
+    model.level = lambda x, s, t, cond: seen.append(t) or torch.zeros(len(x))
+    model.nll(torch.randn(1000, 3))
+    t, count = torch.cat(seen).unique(return_counts=True)
+    assert t.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and count.tolist() == [200] * 5
+
+
+def test_row_26_the_bottom_up_chain_agrees_with_the_bound():
+    """log p(x_T) + Σ log p(x_s|x_t)/q(x_t|x_s) + log p(x|x_0), sampled, against the sum of closed KLs: 4 s.e."""
+    model = wrong(LogSNRLinearSchedule(4.0, -3.0), timesteps=6, shape=2)
+    schedule, n = model.denoiser.schedule, 40_000
+    x = torch.tensor([[0.4, -0.7]], dtype=F64).expand(n, 2)
+    x_s = schedule.marginal(x, 0.0).rsample()
+    total = model.last(x_s).log_prob(x) - schedule.marginal(x, 0.0).log_prob(x_s)
+    for s, t in model.chain:
+        q = schedule.transition(x_s, s, t)
+        x_t = q.rsample()
+        total = total + model.denoiser.reverse(x_t, s, t).log_prob(x_s) - q.log_prob(x_t)
+        x_s = x_t
+    total = total + Normal(torch.zeros(1, 2, dtype=F64), 1.0).log_prob(x_s)
+    # the chain's entropy of x_0 is counted in: -E log q(x_0|x)
+    summed = model.bound(x)
+    reconstruction_only = summed.per_example
+    error = math.sqrt((total.var() + reconstruction_only.var()).item() / n)
+    assert (-total.mean() - reconstruction_only.mean()).abs() < 4 * error
+
+
+# A discrete grid and its Bayes denoiser
+
+
+K = 17
+PROBABILITY = torch.full((K,), 1 / 32, dtype=F64)
+PROBABILITY[0] = 0.5  # H = 3 bits
+NODES = torch.linspace(-7, 7, 61, dtype=F64)
+MASS = torch.exp(-0.5 * NODES**2) / torch.exp(-0.5 * NODES**2).sum()
+OURS = grid(K, NODES)
+VDMS = 2 * (torch.arange(K, dtype=F64) + 0.5) / K - 1
+
+
+class Bayes(nn.Module):
+    """E[x|x_t] of a known distribution over points."""
+
+    def __init__(self, schedule, points):
+        super().__init__()
+        self.schedule, self.points = [schedule], points
+
+    def forward(self, x_t, t, cond=None):
+        alpha, sigma = (over(c, x_t) for c in self.schedule[0].alpha_sigma(t))
+        log_weight = PROBABILITY.log() - 0.5 * ((x_t - alpha * self.points) / sigma).square()
+        return (log_weight.softmax(-1) * self.points).sum(-1, keepdim=True)
+
+
+class VDMLast(nn.Module):
+    """`GridLast` on VDM's own grid 2(v + ½)/K - 1, whose categorical is asked for grey values on ours."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = [schedule]
+
+    def forward(self, x_0, cond=None):
+        alpha, sigma = self.schedule[0].alpha_sigma(0.0)
+        p = Categorical(-0.5 * ((x_0 / alpha - VDMS) * alpha / sigma).square().unsqueeze(-1))
+        inner, p.log_prob = p.log_prob, lambda x: inner(x * K / (K - 1))
+        return p
+
+
+def bits(fix, points, high, low, timesteps=None):
+    """The exact bound in bits: over the points, ε by quadrature, t by Gauss-Legendre or over every level."""
+    schedule = LogSNRLinearSchedule(high, low)
+    last = GridLast(schedule, K) if points is OURS else VDMLast(schedule)
+    model = Diffusion(Denoiser(Bayes(schedule, points), schedule, "sample"), 1, last=last, timesteps=timesteps)
+    if timesteps is None:
+        u, share = (torch.tensor(values) / 2 for values in numpy.polynomial.legendre.leggauss(120))
+        u = u + 0.5
+    else:
+        u, share = (torch.arange(timesteps, dtype=F64) + 0.5) / timesteps, torch.full((timesteps,), 1 / timesteps, dtype=F64)
+    x, epsilon = (values.flatten() for values in torch.meshgrid(points, NODES, indexing="ij"))
+    weight = (PROBABILITY[:, None] * MASS).flatten()
+    total = 0.0
+    for part, its_share in zip(u.split(40), share.split(40)):
+        fix(epsilon.repeat(len(part))[:, None], part.repeat_interleave(len(x)))
+        each = model.nll(x.repeat(len(part))[:, None]).per_example.view(len(part), -1)
+        total += (its_share[:, None] * weight * each).sum().item()
+    return total / math.log(2)
+
+
+@pytest.mark.parametrize("high, low, expected", [(8.0, -5.0, 3.001761), (10.0, -6.0, 3.000348)])
+def test_numbers_of_a_discrete_grid_with_its_bayes_denoiser(fix, high, low, expected):
+    assert bits(fix, VDMS, high, low) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_number_of_that_grid_in_1000_steps(fix):
+    assert bits(fix, VDMS, 8.0, -5.0, 1000) - 3 == pytest.approx(0.0212, abs=5e-5)
+
+
+@pytest.mark.parametrize("high, low", [(8.0, -5.0), (10.0, -6.0), (4.0, -3.0)])
+def test_our_grid_s_bound_is_the_entropy_and_what_its_two_ends_leave(fix, high, low):
+    """H(x) + KL(q(x_1) ‖ N(0, 1)) + E[-log p(x|x_0)] - H(x|x_0): the diffusion itself loses nothing."""
+    schedule = LogSNRLinearSchedule(high, low)
+    y = torch.linspace(-9, 9, 40_001, dtype=F64)
+
+    def joint(t):
+        alpha, sigma = schedule.alpha_sigma(t)
+        return torch.stack([p * Normal((alpha * v).expand(len(y), 1), sigma).log_prob(y[:, None]).exp() for p, v in zip(PROBABILITY, OURS)])
+
+    end = joint(1.0).sum(0)
+    prior = torch.trapezoid(torch.xlogy(end, end) - end * Normal(torch.zeros(1, 1, dtype=F64), 1.0).log_prob(y[:, None]), y)
+    start = joint(0.0)
+    log_p = GridLast(schedule, K)(y[:, None]).log_mass[:, :, 0].T
+    loss = torch.trapezoid((torch.xlogy(start, start / start.sum(0).clamp(min=1e-300)) - start * log_p).sum(0), y)
+    expected = 3 + (prior + loss).item() / math.log(2)
+    assert bits(fix, OURS, high, low) == pytest.approx(expected, abs=1e-6)
+
+
+# DDPM's settings
+
+
+def test_the_epsilon_loss_s_floor_on_a_standard_normal_is_the_mean_level(fix):
+    model = exact(BetaSchedule(), s=1.0, timesteps=1000)
+    found = everything(model, fix, 1000, s=1.0, loss="loss").item()
+    assert found == pytest.approx(BetaSchedule().alphas_cumprod.mean().item(), rel=1e-9)
+    assert found == pytest.approx(0.27551, abs=5e-6)
+
+
+def test_the_zero_network_s_epsilon_loss_is_one(fix):
+    class Zero(nn.Module):
+        def forward(self, x_t, t, cond=None):
+            return torch.zeros_like(x_t)
+
+    model = Diffusion(Denoiser(Zero(), BetaSchedule()), 1, timesteps=1000)
+    assert everything(model, fix, 1000, s=1.0, loss="loss").item() == pytest.approx(1.0, rel=1e-9)
+
+
+@PREDICTIONS
+def test_the_simple_loss_compares_what_the_network_predicts(fix, prediction):
+    x, epsilon = torch.randn(2, 5, 3, dtype=F64)
+    fix(epsilon, torch.full((5,), 0.45, dtype=F64))  # t = 0.5 of 10 levels
+    model = wrong(CosineSchedule(9.0, -9.0), prediction, timesteps=10)
+    alpha, sigma = model.denoiser.schedule.alpha_sigma(0.5)
+    target = {"epsilon": epsilon, "sample": x, "v_prediction": alpha * epsilon - sigma * x}[prediction]
+    output = Smooth()(alpha * x + sigma * epsilon, torch.tensor(0.5, dtype=F64))
+    torch.testing.assert_close(model.loss(x)["simple"][1], (target - output).square().sum(1), rtol=1e-10, atol=0)
+
+
+def test_ddpm_s_bound_is_its_three_parts():
+    """With L_T in closed form, T - 1 levels, and a discretized Gaussian around x̂ with the variance of the next level."""
+    model = wrong(BetaSchedule("linear", 1000), "epsilon", levels=17, timesteps=1000)
+    assert model.starts_clean and model.first == 1e-3 and len(model.chain) == 999 and model.levels == 17
+    assert model.chain[0] == (0.001, 0.002) and model.chain[-1] == (0.999, 1.0)
+    assert isinstance(model.last, DenoisedLast)
+    assert model.last.std == pytest.approx(math.sqrt(5.453188e-5), rel=1e-6)
+    assert wrong(BetaSchedule(), variance="large", timesteps=1000).last.std == pytest.approx(0.01, rel=1e-9)
+    x = torch.randint(0, 17, (4, 3)).double() / 8 - 1
+    prior = model.nll(x)["prior"][1]
+    level = model.denoiser.schedule.alphas_cumprod[-1]
+    torch.testing.assert_close(prior, 0.5 * (level * (x**2 - 1) - (-level).log1p()).sum(1), rtol=1e-6, atol=1e-12)
+
+
+def test_ddpm_s_first_level_integrates_the_bins(fix):
+    model = wrong(BetaSchedule("linear", 10), "sample", levels=17, timesteps=10)
+    x, epsilon = torch.randint(0, 17, (4, 3)).double() / 8 - 1, torch.randn(4, 3, dtype=F64)
+    fix(epsilon, torch.zeros(4, dtype=F64))
+    alpha, sigma = model.denoiser.schedule.alpha_sigma(0.1)
+    mean = model.denoiser(alpha * x + sigma * epsilon, 0.1).mean
+    expected = -DiscretizedNormal(mean, model.first_std(), 17).log_prob(x)
+    torch.testing.assert_close(model.nll(x)["reconstruction"][1], expected, rtol=1e-9, atol=0)
+
+
+def test_one_level_is_all_reconstruction():
+    model = wrong(BetaSchedule("linear", 1), "sample", timesteps=1)
+    assert model.chain == [] and not model.nll(torch.randn(4, 3))["diffusion"][1].any()
+    assert model.bound(torch.randn(4, 3)).total.isfinite()
+
+
+# Settings, contract, samples
+
+
+@pytest.mark.parametrize("levels, kind", [(None, GaussianLast), (17, GridLast)])
+def test_a_noisy_start_has_its_own_last_decoder(levels, kind):
+    model = wrong(levels=levels)
+    assert isinstance(model.last, kind) and model.levels == levels and model.first == 0.0
+
+
+def test_it_is_a_model():
+    assert isinstance(wrong(), Model)
+
+
+@pytest.mark.parametrize("settings, names", [
+    ({"weighting": "simple"}, ["simple"]), ({"weighting": "likelihood"}, ["prior", "reconstruction", "diffusion"]),
+])  # fmt: skip
+def test_the_weighting_chooses_the_loss(settings, names):
+    model = wrong(**settings)
+    x = torch.randn(4, 3)
+    assert list(model.loss(x)) == names
+    for terms in (model.loss(x), model.nll(x), model.bound(x)):
+        assert terms.per_example.shape == (4,) and terms.total.isfinite()
+
+
+def test_losses_sum_over_the_event_and_are_float32_of_bf16_images():
+    model = wrong(shape=(3, 4, 4))
+    x = torch.randn(4, 3, 4, 4).clamp(-1, 1)
+    for terms in (model.loss(x.bfloat16()), model.nll(x.bfloat16())):
+        assert terms.per_example.shape == (4,) and terms.per_example.dtype == torch.float32
+    assert model.loss(x).total > 10  # 48 dimensions of about one each
+
+
+def test_a_clip_reaches_the_bound_and_not_the_simple_loss(fix):
+    x, epsilon = torch.randn(2, 5, 3, dtype=F64)
+    fix(epsilon, torch.full((5,), 0.5, dtype=F64))
+    free, clipped = (Diffusion(Denoiser(Smooth(), LogSNRLinearSchedule(), "sample", clip=clip), 3) for clip in (None, (-0.1, 0.1)))
+    assert torch.equal(free.loss(x)["simple"][1], clipped.loss(x)["simple"][1])
+    assert not torch.equal(free.nll(x)["diffusion"][1], clipped.nll(x)["diffusion"][1])
+
+
+@pytest.mark.parametrize("schedule", [LogSNRLinearSchedule(), BetaSchedule(), CosineSchedule()])
+def test_samples_have_the_shape_and_repeat_with_a_generator(schedule):
+    model = Diffusion(Denoiser(Smooth(), schedule, "v_prediction"), (3, 4, 4), sample_steps=5)
+    one, again = (model.sample(2, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert one.shape == (2, 3, 4, 4) and one.isfinite().all() and torch.equal(one, again)
+    assert not torch.equal(one, model.sample(2)) and not one.requires_grad
+
+
+def test_a_sample_is_the_sampler_s_end_then_the_last_decoder_s_mean():
+    noisy, clean = wrong(), wrong(BetaSchedule())
+    seen = []
+
+    def sampler(denoiser, x, times, cond=None, generator=None):
+        seen.append(times)
+        return x * 0 + 0.5
+
+    alpha, _ = noisy.denoiser.schedule.alpha_sigma(0.0)
+    torch.testing.assert_close(noisy.sample(2, sampler=sampler, steps=4), torch.full((2, 3), 0.5) / alpha.float())
+    torch.testing.assert_close(clean.sample(2, sampler=sampler, steps=4), torch.full((2, 3), 0.5))
+    assert torch.equal(seen[0], time_grid(4))
+
+
+@pytest.mark.parametrize("steps, timesteps, expected", [(None, None, 250), (None, 30, 30), (7, 30, 7)])
+def test_the_steps_of_sampling(steps, timesteps, expected):
+    assert wrong(timesteps=timesteps, sample_steps=steps).sample_steps == expected
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim])
+def test_samples_of_the_exact_denoiser_have_the_data_s_variance(sampler):
+    """200 steps leave 2% of bias at most; one standard error of a variance of 40 000 draws is 0.7%."""
+    x = exact(prediction="v_prediction", shape=2, sampler=sampler, sample_steps=200).sample(20_000)
+    assert x.mean().abs() < 4 * S / math.sqrt(40_000)
+    assert x.var().item() == pytest.approx(S**2, rel=0.02 + 4 * math.sqrt(2 / 40_000))
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"schedule": BetaSchedule(), "weighting": "likelihood"}, "BetaSchedule is noiseless at t = 0: in continuous time the"),
+    ({"schedule": CosineSchedule(), "last": nn.Identity()}, "CosineSchedule is noiseless at t = 0: in continuous time"),
+    ({"weighting": "elbo"}, "weighting must be one of simple, likelihood; got 'elbo'"),
+    ({"timesteps": 0}, "timesteps must be at least 1, or None for continuous time; got 0"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        wrong(**settings)
+
+
+def test_a_clean_start_in_continuous_time_has_a_simple_loss_but_no_bound():
+    model = wrong(CosineSchedule())
+    x = torch.randn(4, 3)
+    assert model.loss(x).total.isfinite() and model.last is None
+    for ask in (model.nll, model.bound):
+        with pytest.raises(ValueError, match="in continuous time the bound is infinite; give timesteps, or a schedule"):
+            ask(x)
+
+
+def test_continuous_time_has_no_chain():
+    with pytest.raises(ValueError, match="continuous time has no chain of levels; timesteps=None"):
+        _ = wrong().chain
+    with pytest.raises(ValueError, match="first_std is of discrete time"):
+        wrong().first_std()
+
+
+def test_ranks_share_the_times_in_training_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        hybrids.models.diffusion, "low_discrepancy",
+        lambda n, device, across_ranks: seen.append(across_ranks) or torch.rand(n, dtype=F64),
+    )  # fmt: skip
+    model = wrong()
+    model.train().loss(torch.randn(4, 3))
+    model.eval().nll(torch.randn(4, 3))
+    assert seen == [True, False]
+
+
+def test_per_example_values_do_not_mix_examples(fix):
+    x, epsilon = torch.randn(2, 5, 3, dtype=F64)
+    u = torch.rand(5, dtype=F64)
+    fix(epsilon, u)
+    together = wrong().nll(x).per_example
+    for i in range(5):
+        fix(epsilon[i : i + 1], u[i : i + 1])
+        torch.testing.assert_close(wrong().nll(x[i : i + 1]).per_example, together[i : i + 1], rtol=1e-10, atol=0)
+    assert per_example(x).shape == (5,)

@@ -1,0 +1,254 @@
+import cmath
+
+import pytest
+import torch
+from torch import nn
+
+from components.losses import hinge, non_saturating, relativistic
+from hybrids.critic import Critic
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Linear(nn.Module):
+    """D(x) = w·x."""
+
+    def __init__(self, d=5, dtype=F64):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(d, dtype=dtype))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+class Patches(nn.Module):
+    """(B, 1, h, w) logits of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Conv2d(8, 1, 3))
+
+    def forward(self, x, t=None):
+        return self.net(x if t is None else x * t[:, None, None, None])
+
+
+def images(n=4):
+    return torch.randn(2, n, 1, 8, 8)
+
+
+# What each side hears
+
+
+def test_tell_returns_the_pair_s_loss_and_the_logits_as_measurements():
+    critic = Critic(Linear())
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    terms = critic.tell(real, fake)
+    assert list(terms) == ["adversarial", "logits/real", "logits/fake"]
+    assert [weight for weight, _ in terms.values()] == [1.0, 0.0, 0.0]
+    torch.testing.assert_close(terms["adversarial"][1], non_saturating.discriminator(critic(real), critic(fake)))
+    torch.testing.assert_close(terms["logits/real"][1], critic(real).detach())
+    torch.testing.assert_close(terms["logits/fake"][1], critic(fake).detach())
+
+
+@pytest.mark.parametrize("r1, r2", [(0.0, 0.0), (1.0, 1.0)])
+def test_trap_5_tell_detaches_both_sides(r1, r2):
+    critic = Critic(Linear(), r1=r1, r2=r2)
+    real, fake = (torch.randn(6, 5, dtype=F64, requires_grad=True) for _ in range(2))
+    critic.tell(real, fake).total.backward()
+    assert real.grad is None and fake.grad is None and critic.discriminator.w.grad.any()
+    assert real.requires_grad and fake.requires_grad  # the caller's own tensors are left as they were
+
+
+def test_tell_leaves_tensors_without_gradient_as_they_were():
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    Critic(Linear(), r1=1.0, r2=1.0).tell(real, fake)
+    assert not real.requires_grad and not fake.requires_grad
+
+
+def test_fool_reaches_the_fake_and_not_the_real():
+    real, fake = (torch.randn(6, 5, dtype=F64, requires_grad=True) for _ in range(2))
+    Critic(Linear(), relativistic).fool(fake, real).total.backward()
+    assert fake.grad.any() and real.grad is None
+
+
+def test_patches_are_averaged():
+    critic = Critic(Patches())
+    real, fake = images()
+    terms = critic.tell(real, fake)
+    on_real, on_fake = critic(real).flatten(1), critic(fake).flatten(1)
+    expected = non_saturating.of_discriminator(on_real, on_fake).mean(1)
+    torch.testing.assert_close(terms["adversarial"][1], expected)
+    torch.testing.assert_close(terms["logits/real"][1], on_real.mean(1).detach())
+    torch.testing.assert_close(critic.fool(fake)["adversarial"][1], non_saturating.of_generator(on_fake, None).mean(1))
+
+
+def test_what_is_given_reaches_the_discriminator():
+    critic = Critic(Patches())
+    real, fake = images()
+    t = torch.rand(4)
+    torch.testing.assert_close(critic.tell(real, fake, t=t)["logits/real"][1], critic(real, t=t).flatten(1).mean(1).detach())
+    assert not torch.equal(critic.fool(fake, t=t).total, critic.fool(fake).total)
+
+
+# Penalties
+
+
+@pytest.mark.parametrize("pair", [non_saturating, hinge, relativistic], ids=lambda pair: pair.name)
+def test_row_11_r1_and_r2_of_a_linear_critic_are_half_gamma_times_its_squared_norm(pair):
+    critic = Critic(Linear(), pair, r1=3.0, r2=5.0)
+    terms = critic.tell(*torch.randn(2, 6, 5, dtype=F64))
+    squared = critic.discriminator.w.square().sum().item()
+    for name, gamma in (("r1", 3.0), ("r2", 5.0)):
+        weight, values = terms[name]
+        assert weight * values.mean().item() == pytest.approx(gamma / 2 * squared, rel=1e-10)
+
+
+def test_r1_looks_at_real_and_r2_at_fake():
+    class Cubic(nn.Module):
+        def forward(self, x):
+            return x.pow(3).sum(1) / 3
+
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    terms = Critic(Cubic(), r1=1.0, r2=1.0).tell(real, fake)
+    torch.testing.assert_close(terms["r1"][1], real.pow(4).sum(1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(terms["r2"][1], fake.pow(4).sum(1), rtol=1e-10, atol=0)
+
+
+def test_the_number_of_r1_on_a_quadratic_critic():
+    class Quadratic(nn.Module):
+        def forward(self, x):
+            return 0.5 * 1.7 * x.square().sum(1)
+
+    real = torch.randn(6, 5, dtype=F64)
+    weight, values = Critic(Quadratic(), r1=2.0).tell(real, real)["r1"]
+    assert weight * values.mean().item() == pytest.approx(2.0 / 2 * 1.7**2 * real.square().sum(1).mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("lazy", [2, 4, 16])
+def test_row_11_lazy_penalties_have_the_same_expected_gradient(lazy):
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    gradients = []
+    for every in (1, lazy):
+        critic = Critic(Linear(), r1=3.0, r2=5.0, lazy=every)
+        nn.init.ones_(critic.discriminator.w)
+        total = sum(critic.tell(real, fake, step=step).total for step in range(lazy)) / lazy
+        gradients.append(torch.autograd.grad(total, critic.discriminator.w)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
+
+
+def test_lazy_penalties_appear_at_every_kth_step():
+    critic = Critic(Linear(), r1=3.0, lazy=4)
+    has = ["r1" in critic.tell(*torch.randn(2, 6, 5, dtype=F64), step=step) for step in range(9)]
+    assert [step for step, yes in enumerate(has) if yes] == [0, 4, 8]
+
+
+def test_measuring_without_gradients_leaves_penalties_out():
+    with torch.no_grad():
+        assert "r1" not in Critic(Linear(), r1=1.0).tell(*torch.randn(2, 6, 5, dtype=F64))
+
+
+def test_traps_18_and_32_penalties_under_bf16_autocast_are_those_without():
+    critic = Critic(Patches(), relativistic, r1=1.0, r2=1.0)
+    real, fake = images()
+
+    def judged(enabled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = critic.tell(real, fake)
+        gradients = torch.autograd.grad(terms.total, list(critic.parameters()), allow_unused=True)
+        return [values.mean() for _, values in terms.values()] + [g for g in gradients if g is not None]
+
+    for inside, outside in zip(judged(True), judged(False)):
+        assert inside.dtype == torch.float32
+        torch.testing.assert_close(inside, outside, rtol=1e-6, atol=1e-6)
+
+
+def test_without_penalties_the_critic_runs_in_bf16():
+    critic = Critic(Patches())
+    seen = []
+    critic.discriminator.net[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = critic.tell(*images())
+    assert seen == [torch.bfloat16] * 2 and terms.total.dtype == torch.float32
+
+
+def test_penalties_differentiate_through_the_augmentation():
+    critic = Critic(Linear(), r1=2.0, augment=lambda x: 3 * x)
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    weight, values = critic.tell(real, fake)["r1"]
+    assert weight * values.mean().item() == pytest.approx(9 * critic.discriminator.w.square().sum().item(), rel=1e-10)
+
+
+def test_real_and_fake_are_augmented_alike_and_the_generator_hears_through_it():
+    critic = Critic(Linear(), augment=lambda x: 3 * x)
+    real, fake = torch.randn(6, 5, dtype=F64), torch.randn(6, 5, dtype=F64, requires_grad=True)
+    terms = critic.tell(real, fake)
+    torch.testing.assert_close(terms["logits/real"][1], critic.discriminator(3 * real).detach())
+    torch.testing.assert_close(terms["logits/fake"][1], critic.discriminator(3 * fake).detach())
+    critic.fool(fake).total.backward()
+    expected = -3 / 6 * torch.sigmoid(-critic.discriminator(3 * fake.detach()))[:, None] * critic.discriminator.w
+    torch.testing.assert_close(fake.grad, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+# The Dirac-GAN (Mescheder 2018): real at 0, fake at θ, D(x) = ψ x
+
+
+def dirac_eigenvalues(pair=non_saturating, **penalties):
+    """Of the Jacobian at (θ, ψ) = 0 of the vector field in which both players descend."""
+    critic = Critic(Linear(1), pair, **penalties)
+
+    def field(theta, psi):
+        critic.discriminator.w.data.fill_(psi)
+        fake = torch.full((1, 1), theta, dtype=F64, requires_grad=True)
+        real = torch.zeros(1, 1, dtype=F64)
+        (g,) = torch.autograd.grad(critic.fool(fake, real).total, fake)
+        (d,) = torch.autograd.grad(critic.tell(real, fake).total, critic.discriminator.w)
+        return -g.item(), -d.item()
+
+    h = 1e-4
+    columns = [[(a - b) / (2 * h) for a, b in zip(field(*at), field(*(-p for p in at)))] for at in ((h, 0.0), (0.0, h))]
+    (a, c), (b, d) = columns
+    root = cmath.sqrt((a - d) ** 2 / 4 + b * c)
+    return sorted([(a + d) / 2 - root, (a + d) / 2 + root], key=lambda z: (z.real, z.imag))
+
+
+def expected_eigenvalues(gamma):
+    root = cmath.sqrt(gamma**2 / 4 - 1 / 4)
+    return sorted([-gamma / 2 - root, -gamma / 2 + root], key=lambda z: (z.real, z.imag))
+
+
+@pytest.mark.parametrize("penalties, gamma", [
+    ({}, 0.0), ({"r1": 0.4}, 0.4), ({"r2": 0.4}, 0.4), ({"r1": 0.4, "r2": 0.4}, 0.8), ({"r1": 3.0}, 3.0),
+])  # fmt: skip
+@pytest.mark.parametrize("pair", [non_saturating, relativistic], ids=lambda pair: pair.name)
+def test_the_dirac_gan_turns_in_circles_and_penalties_damp_it(pair, penalties, gamma):
+    for found, expected in zip(dirac_eigenvalues(pair, **penalties), expected_eigenvalues(gamma)):
+        assert abs(found - expected) < 1e-6
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"r1": -1.0}, "r1 and r2 must not be negative; got -1.0 and 0.0"),
+    ({"r2": -1.0}, "r1 and r2 must not be negative; got 0.0 and -1.0"),
+    ({"lazy": 0}, "lazy must be at least 1; got 0"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Critic(Linear(), **settings)
+
+
+def test_a_relativistic_critic_needs_real_to_be_fooled():
+    critic, fake = Critic(Linear(), relativistic), torch.randn(6, 5, dtype=F64)
+    with pytest.raises(ValueError, match=r"a critic with the relativistic pair needs fool\(fake, real=x\)"):
+        critic.fool(fake)
+
+
+def test_lazy_penalties_need_the_step():
+    with pytest.raises(ValueError, match=r"a critic with lazy=4 penalties needs tell\(..., step=step\)"):
+        Critic(Linear(), r1=1.0, lazy=4).tell(*torch.randn(2, 6, 5, dtype=F64))

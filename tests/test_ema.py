@@ -1,0 +1,110 @@
+import pytest
+import torch
+from torch import nn
+
+from hybrids.ema import EMA
+
+F64 = torch.float64
+
+
+class Thing(nn.Module):
+    """One parameter, one buffer of numbers, one of counts, a dropout."""
+
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), value, dtype=F64))
+        self.register_buffer("scale", torch.tensor(0.5, dtype=F64))
+        self.register_buffer("count", torch.tensor(0))
+        self.dropout = nn.Dropout()
+
+    def set(self, value):
+        self.weight.data.fill_(value)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_row_40_a_constant_sequence_from_0_is_1_minus_the_decay_to_the_n(decay, n):
+    model = Thing()
+    ema = EMA(model, decay, warmup=False)
+    model.set(1.0)
+    for _ in range(n):
+        ema.update_parameters(model)
+    assert ema.module.weight.tolist() == pytest.approx([1 - decay**n] * 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 50, 2000])
+def test_row_40_with_warm_up_the_decays_multiply(n):
+    model = Thing()
+    ema = EMA(model, 0.99)
+    model.set(1.0)
+    kept = 1.0
+    for i in range(1, n + 1):
+        ema.update_parameters(model)
+        kept *= min(0.99, (1 + i) / (10 + i))
+    assert ema.module.weight.tolist() == pytest.approx([1 - kept] * 3, abs=1e-12)
+
+
+def test_the_warm_up_formula():
+    ema = EMA(Thing(), 0.99)
+    assert [ema.decay_at(n) for n in (1, 2, 10**6)] == [2 / 11, 3 / 12, 0.99]
+    assert EMA(Thing(), 0.99, warmup=False).decay_at(1) == 0.99
+
+
+def test_it_starts_as_a_copy_that_is_its_own():
+    model = Thing(2.0)
+    ema = EMA(model)
+    model.set(7.0)
+    assert ema.module.weight.tolist() == [2.0] * 3
+
+
+def test_trap_21_buffers_are_copied_not_averaged():
+    model = Thing()
+    ema = EMA(model, 0.999, warmup=False)
+    model.scale.fill_(0.2)
+    model.count.fill_(7)
+    ema.update_parameters(model)
+    assert ema.module.scale == model.scale and ema.module.count == 7
+
+
+def test_it_stays_in_eval_and_frozen():
+    ema = EMA(Thing().train())
+    nn.ModuleList([ema]).train()
+    assert not ema.train().training and not ema.module.training and not ema.module.dropout.training
+    assert not any(p.requires_grad for p in ema.parameters())
+
+
+def test_the_model_keeps_its_own_mode_and_weights():
+    model = Thing(1.0).train()
+    ema = EMA(model)
+    ema.update_parameters(model)
+    assert model.training and model.weight.requires_grad and model.weight.tolist() == [1.0] * 3
+
+
+def test_it_averages_once_an_update():
+    model = Thing()
+    ema = EMA(model, 0.5, warmup=False)
+    for value, expected in ((1.0, 0.5), (1.0, 0.75), (0.0, 0.375)):
+        model.set(value)
+        ema.update_parameters(model)
+        assert ema.module.weight[0].item() == expected
+
+
+def test_a_saved_average_goes_on_where_it_was():
+    def run(model, ema, values):
+        for value in values:
+            model.set(value)
+            ema.update_parameters(model)
+        return ema
+
+    straight = run(model := Thing(), EMA(model, 0.99), range(20))
+    first = run(model := Thing(), EMA(model, 0.99), range(10))
+    second = EMA(model, 0.99)
+    second.load_state_dict(first.state_dict())
+    run(model, second, range(10, 20))
+    assert torch.equal(second.module.weight, straight.module.weight)
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=rf"decay must be in \[0, 1\); got {decay}"):
+        EMA(Thing(), decay)

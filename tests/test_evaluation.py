@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from components.distributions import Categorical, Normal
+from hybrids.data import digits, gaussians_25, load_data
+from hybrids.evaluation import agreement, coverage, evaluate, likelihood
+from hybrids.terms import Terms
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+class Uniform(nn.Module):
+    """Every one of K grey levels equally likely."""
+
+    def __init__(self, levels=17, shape=(1, 8, 8)):
+        super().__init__()
+        self.levels, self.shape = levels, shape
+
+    def nll(self, x, cond=None):
+        return Terms(nll=-Categorical(torch.zeros(len(x), self.levels, *self.shape)).log_prob(x))
+
+    def sample(self, n, cond=None, generator=None):
+        return Categorical(torch.zeros(n, self.levels, *self.shape)).rsample(generator)
+
+
+class Noisy(nn.Module):
+    """A density whose bound is the truth and noise of deviation 3 in two parts, one of them weighted."""
+
+    def nll(self, x, cond=None):
+        exact = -Normal(torch.zeros_like(x), 1.0).log_prob(x)
+        return Terms(rate=(2.0, 3 * torch.randn(len(x))), distortion=exact)
+
+
+# Likelihood
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_a_uniform_model_of_k_levels_has_log2_k_bits_a_dimension(levels):
+    found = likelihood(Uniform(levels), digits(8).decode(digits(8).held_out))
+    assert found["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
+    assert found["nats"] == pytest.approx(64 * math.log(levels), rel=1e-6)
+    assert found["nats_per_dim"] == pytest.approx(math.log(levels), rel=1e-6)
+    assert found["nats_nll"] == pytest.approx(found["nats"], rel=1e-6)
+
+
+def test_that_of_uniform_17_is_the_known_number():
+    assert likelihood(Uniform(), torch.zeros(4, 1, 8, 8))["bits_per_dim"] == pytest.approx(4.087463, rel=1e-6)
+
+
+def test_a_density_has_no_bits():
+    assert "bits_per_dim" not in likelihood(Noisy(), torch.randn(50, 2))
+
+
+def test_random_levels_are_averaged_over_the_draws():
+    x = torch.randn(100, 2)
+    exact = -Normal(torch.zeros_like(x), 1.0).log_prob(x).mean().item()
+    for draws in (100, 10_000):
+        errors = torch.tensor([likelihood(Noisy(), x, draws)["nats"] - exact for _ in range(30)])
+        expected = 6 / math.sqrt(draws)  # a deviation of 30 draws is known within 13%
+        assert 0.5 * expected < errors.std() < 1.6 * expected
+
+
+def test_its_parts_sum_to_the_whole():
+    found = likelihood(Noisy(), torch.randn(100, 2))
+    assert found["nats_rate"] + found["nats_distortion"] == pytest.approx(found["nats"], rel=1e-5)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_examples():
+    x = torch.randn(2000, 2, dtype=torch.float64)
+    each = -Normal(torch.zeros_like(x), 1.0).log_prob(x)
+
+    class Exact(nn.Module):
+        def nll(self, x, cond=None):
+            return Terms(nll=-Normal(torch.zeros_like(x), 1.0).log_prob(x))
+
+    found = likelihood(Exact(), x)["nats_per_dim_standard_error"]
+    assert found == pytest.approx(each.std().item() / math.sqrt(2000) / 2, rel=1e-6)
+
+
+# Coverage
+
+
+def test_exact_samples_cover_every_mode():
+    mixture = gaussians_25()
+    found = coverage(mixture.sample(10_000), mixture)
+    inside = 1 - math.exp(-4.5)  # of a 2-D Gaussian within 3σ: .98889
+    assert found["modes"] == 25
+    assert found["high_quality"] == pytest.approx(inside, abs=4 * math.sqrt(inside * (1 - inside) / 10_000))
+    assert 0 < found["kl"] < 2.5e-3  # χ² of 24 degrees over 2n: .0012 ± .00035
+
+
+def test_collapsed_samples_show():
+    mixture = gaussians_25()
+    found = coverage(mixture.means[7] + mixture.std * torch.randn(1000, 2, dtype=torch.float64), mixture)
+    assert found["modes"] == 1 and found["kl"] == pytest.approx(math.log(25), rel=1e-9)
+    assert found["high_quality"] == pytest.approx(0.989, abs=0.015)
+
+
+def test_samples_between_the_modes_are_of_no_mode():
+    mixture = gaussians_25()
+    found = coverage(mixture.means + 10 * mixture.std, mixture)
+    assert found["modes"] == 0 and found["high_quality"] == 0 and found["kl"] == pytest.approx(0, abs=1e-12)
+
+
+# Agreement
+
+
+def test_a_classifier_agrees_with_real_digits():
+    data = digits(8)
+    found = agreement(data.decode(data.held_out))
+    assert found["classifier_accuracy"] > 0.95 and found["confidence"] > 0.95
+    assert found["classes"] == 10 and found["rarest_class_share"] > 0.05
+
+
+def test_it_does_not_agree_with_noise_or_with_one_digit():
+    data = digits(8)
+    assert agreement(torch.rand(300, 1, 8, 8) * 2 - 1)["confidence"] < 0.9
+    zeros = data.decode(data.held_out[data.held_out_labels == 0])
+    assert agreement(zeros)["classes"] <= 3 and agreement(zeros)["rarest_class_share"] == 0
+
+
+# All together
+
+
+def test_evaluate_leaves_the_global_random_numbers_alone_and_repeats():
+    model, data, before = Uniform(), digits(8), torch.get_rng_state()
+    first, second = (evaluate(model, data, torch.device("cpu"), samples=50) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state()) and first == second
+    assert first["bits_per_dim"] == pytest.approx(math.log2(17), rel=1e-6) and "confidence" in first
+
+
+def test_evaluate_scores_points_by_coverage():
+    class Exact(nn.Module):
+        def sample(self, n, cond=None, generator=None):
+            return gaussians_25().sample(n, generator)
+
+    found = evaluate(Exact(), load_data("25-gaussians"), torch.device("cpu"))
+    assert found["modes"] == 25 and "nats" not in found

@@ -1,0 +1,125 @@
+"""Imports point downwards, recipes stand alone, and importing us loads nothing heavy."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+OURS = ("components", "hybrids", "recipes", "scripts", "tests")
+HEAVY = ("sklearn", "matplotlib", "timm", "datasets", "torchvision", "accelerate", "yaml", "tensorboard", "tyro",
+          "diffusers", "torchdiffeq", "safetensors")  # fmt: skip
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The full names of all modules that a file imports, anywhere in it."""
+    package = [*path.relative_to(REPOSITORY).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (above, node.module)))
+            found.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)} & set(OURS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "below"),
+    [
+        ("components", {"components"}),
+        ("hybrids", {"components", "hybrids"}),
+        ("recipes", {"components", "hybrids"}),
+        ("scripts", {"components", "hybrids"}),
+    ],
+)
+def test_imports_point_downwards(folder, below):
+    """recipes, scripts → hybrids → components → nothing of ours; no recipe imports a recipe, nothing a script."""
+    assert files(folder)
+    for path in files(folder):
+        assert ours(path) <= below, f"{path.relative_to(REPOSITORY)} imports {ours(path) - below}"
+        siblings = {other.stem for other in files(folder)} if folder in ("recipes", "scripts") else set()
+        assert not {name.split(".")[0] for name in imported(path)} & siblings, path
+
+
+def test_the_reader_of_imports_reads_relative_ones(tmp_path, monkeypatch):
+    """What the test above rests on."""
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    path = tmp_path / "hybrids" / "data" / "points.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "from . import source\nfrom ..game import train\nimport a.b\ndef f():\n    from components import x\n"
+    )
+    assert imported(path) == {"hybrids.data", "hybrids.data.source", "hybrids.game", "hybrids.game.train", "a.b",
+                              "components", "components.x"}  # fmt: skip
+
+
+def test_recipes_are_short():
+    """A recipe is read from top to bottom: at most 120 lines, since models own their objectives."""
+    lengths = {path.name: len(path.read_text().splitlines()) for path in files("recipes")}
+    assert lengths and {name: n for name, n in lengths.items() if n > 120} == {}
+
+
+def test_recipes_are_no_package():
+    """Every .py in recipes/ is a runnable recipe; recipes, scripts and tests are no packages."""
+    for folder in ("recipes", "scripts", "tests"):
+        assert not list((REPOSITORY / folder).rglob("__init__.py")), folder
+    for path in files("recipes"):
+        assert path.parent.name == "recipes" and "experiment.main(Settings, build)" in path.read_text(), path
+
+
+def test_no_folder_shadows_datasets():
+    assert [path for folder in OURS for path in (REPOSITORY / folder).rglob("datasets*")] == []
+
+
+def dependencies() -> set[str]:
+    """The import names of what pyproject.toml asks for."""
+    import re
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values()
+                                            for name in extra)]  # fmt: skip
+    names = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower().replace("-", "_") for line in required}
+    return names | {"yaml", "sklearn", "numpy", "PIL", "components", "hybrids"}
+
+
+@pytest.mark.parametrize("folder", ["scripts", "recipes"])
+def test_no_script_shadows_a_module(folder):
+    """Its folder comes first on sys.path: a `scripts/inspect.py` would break `import torch`."""
+    taken = set(sys.stdlib_module_names) | dependencies()
+    assert "inspect" in taken and "torch" in taken and "scikit_learn" in taken
+    names = {path.stem for path in (REPOSITORY / folder).iterdir()}
+    assert names and not names & taken
+    # Nor anything else that is installed here.
+    for path in files(folder):
+        spec = importlib.util.find_spec(path.stem)
+        assert spec is None or spec.origin is None or Path(spec.origin).parent == path.parent, path
+
+
+@pytest.mark.slow
+def test_importing_loads_nothing_heavy():
+    """Packages are imported where they are used, so that the parts run where some are missing."""
+    lines = [
+        "import sys, components, hybrids, hybrids.data, hybrids.experiment, hybrids.evaluation, hybrids.models",
+        "import components.backbones, components.discriminators, components.samplers, components.losses",
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))",
+        "from hybrids.experiment import load_recipe",
+        f"[load_recipe(name) for name in {[path.stem for path in files('recipes')]!r}]",
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
