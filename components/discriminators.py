@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm as spectral
 from .layers import ClassEmbedding, TimeEmbedding, check_event, pyramid
 from .precision import wide
 
-__all__ = ["MLPDiscriminator", "PatchDiscriminator", "ResidualDiscriminator"]
+__all__ = ["MLPDiscriminator", "MinibatchStd", "PatchDiscriminator", "ResidualDiscriminator"]
 
 SLOPE = 0.2  # of LeakyReLU, as in Isola et al. 2016 (arXiv 1611.07004) and Karras et al. 2020 (arXiv 1912.04958)
 
@@ -70,15 +70,42 @@ class _Block(nn.Module):
         return (self.skip(F.avg_pool2d(x, 2)) + F.avg_pool2d(h, 2)) / math.sqrt(2)
 
 
+class MinibatchStd(nn.Module):
+    """One more channel, that says how much the examples of a group differ: (B, C, ...) to (B, C + 1, ...).
+
+    For a group of g examples, (1/d) Σ_i sqrt(var_i + 1e-8) over the d dimensions i of an example: a generator whose
+    samples are all alike gives itself away. Karras et al. 2017, arXiv 1710.10196, section 3.
+
+    The groups are consecutive examples, g the largest number that divides the batch and is at most `group`; so a batch
+    divided among processes in multiples of `group` has the same groups, and nothing is communicated. A logit then
+    depends on its whole group. Raises ValueError for group < 1, and for x without channels.
+    """
+
+    def __init__(self, group: int = 4) -> None:
+        super().__init__()
+        if group < 1:
+            raise ValueError(f"group must be at least 1; got {group}")
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or not len(x):
+            raise ValueError(f"x must be (B, C, ...) with B >= 1; got shape {tuple(x.shape)}")
+        group = next(g for g in range(min(self.group, len(x)), 0, -1) if len(x) % g == 0)
+        variance = wide(x).unflatten(0, (-1, group)).var(1, correction=0)
+        spread = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group).to(x.dtype)
+        return torch.cat([x, spread.view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])], dim=1)
+
+
 class ResidualDiscriminator(nn.Module):
     """Residual blocks with average pooling, no normalization: images (B, C, H, W) to logits (B,), float32 or wider.
 
-    After Karras et al. 2020 (arXiv 1912.04958, "resnet" discriminator), without minibatch statistics.
+    After Karras et al. 2020 (arXiv 1912.04958, "resnet" discriminator).
 
     Arguments: width times `multipliers`, the channels at each resolution, finest first (1, 2, 4, 4, ... down to 4x4 by
     default); spectral_norm on every layer that x passes; timed, for x_t: t adds to every block and must be given;
     given_channels, of a second image (B, given_channels, H, W) that must be given and is concatenated, such as the x_t
-    of a pair; num_classes, for the projection discriminator, cond=None being the null class.
+    of a pair; num_classes, for the projection discriminator, cond=None being the null class; minibatch_std, to append
+    MinibatchStd before the last convolution (a logit then depends on its group of at most four examples).
 
     Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, *shape).
     """
@@ -92,6 +119,7 @@ class ResidualDiscriminator(nn.Module):
         timed: bool = False,
         given_channels: int = 0,
         num_classes: int | None = None,
+        minibatch_std: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.given_channels, self.num_classes = tuple(shape), given_channels, num_classes
@@ -102,7 +130,8 @@ class ResidualDiscriminator(nn.Module):
         self.blocks = nn.ModuleList(
             _Block(a, b, 4 * width if timed else None, spectral_norm) for a, b in zip(widths, widths[1:])
         )
-        self.conv = _initialized(nn.Conv2d(widths[-1], widths[-1], 3, padding=1), spectral_norm)
+        self.spread = MinibatchStd() if minibatch_std else nn.Identity()
+        self.conv = _initialized(nn.Conv2d(widths[-1] + minibatch_std, widths[-1], 3, padding=1), spectral_norm)
         self.adapt = nn.Linear(4 * width, widths[-1]) if timed else None
         self.dense = _initialized(nn.Linear(widths[-1] * h * w, widths[-1]), spectral_norm)
         self.last = _Projection(widths[-1], num_classes, spectral_norm)
@@ -121,7 +150,7 @@ class ResidualDiscriminator(nn.Module):
         h = F.leaky_relu(self.first(x), SLOPE)
         for block in self.blocks:
             h = block(h, embedding)
-        h = self.conv(h)
+        h = self.conv(self.spread(h))
         if self.adapt is not None:
             h = h + self.adapt(embedding)[:, :, None, None]
         h = F.leaky_relu(self.dense(F.leaky_relu(h, SLOPE).flatten(1)), SLOPE)

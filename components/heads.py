@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .distributions import Bernoulli, Categorical, Delta, DiscretizedLogistic, Distribution, Normal
 from .layers import soft_clamp
+from .mixtures import DiscretizedLogisticMixture
 from .precision import wide
 
-__all__ = ["BernoulliHead", "CategoricalHead", "DeltaHead", "Head", "LogisticHead", "NormalHead"]
+__all__ = ["BernoulliHead", "CategoricalHead", "DeltaHead", "Head", "LogisticHead", "LogisticMixtureHead", "NormalHead"]
 
 
 class Head(nn.Module):
@@ -88,6 +89,26 @@ class LogisticHead(Head):
         return DiscretizedLogistic(mean, soft_clamp(log_scale, -7.0, 3.0), self.levels)
 
 
+class LogisticMixtureHead(Head):
+    """A mixture of `components` discretized logistics in each dimension (factor 3 `components`).
+
+    Channel ((j M) + m) C + c is of channel c and component m of M: for j = 0 its logit, 1 its mean, 2 its log scale,
+    which is squeezed softly into [-7, 3] as in LogisticHead.
+    """
+
+    def __init__(self, levels: int = 256, components: int = 5) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2; got {levels}")
+        if components < 1:
+            raise ValueError(f"components must be at least 1; got {components}")
+        self.levels, self.components, self.factor = levels, components, 3 * components
+
+    def forward(self, raw: Tensor) -> DiscretizedLogisticMixture:
+        logits, means, log_scales = wide(raw).unflatten(1, (3, self.components, -1)).unbind(1)
+        return DiscretizedLogisticMixture(logits, means, soft_clamp(log_scales, -7.0, 3.0), self.levels)
+
+
 class CategoricalHead(Head):
     """A probability for each of `levels` grey values (factor `levels`: channel k C + c is level k of channel c)."""
 
@@ -95,7 +116,7 @@ class CategoricalHead(Head):
         super().__init__()
         if levels < 2:
             raise ValueError(f"levels must be at least 2; got {levels}")
-        self.factor = levels
+        self.factor = self.levels = levels
 
     def forward(self, raw: Tensor) -> Categorical:
         return Categorical(raw.unflatten(1, (self.factor, -1)))

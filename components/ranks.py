@@ -3,7 +3,7 @@
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["mean_over_ranks", "place", "shared"]
+__all__ = ["mean_over_ranks", "place", "shared", "sum_over_ranks"]
 
 
 def place() -> tuple[int, int]:
@@ -13,12 +13,17 @@ def place() -> tuple[int, int]:
 
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of x over all processes, detached: batch statistics must not differ between ranks."""
+    return sum_over_ranks(x) / place()[1]
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of x over all processes, detached. Every process must call it."""
     x = x.detach()
     if place()[1] == 1:
         return x
     x = x.clone()
     dist.all_reduce(x)
-    return x / place()[1]
+    return x
 
 
 def shared(x: Tensor) -> Tensor:

@@ -105,5 +105,7 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
         return {name: values.detach().mean() for name, (_, values) in self._entries.items()}
 
     def __repr__(self) -> str:
-        weights = (f"{name}={float(weight):g} × {tuple(values.shape)}" for name, (weight, values) in self._entries.items())
+        weights = (
+            f"{name}={float(weight):g} × {tuple(values.shape)}" for name, (weight, values) in self._entries.items()
+        )
         return f"Terms({', '.join(weights)})"

@@ -36,8 +36,8 @@ def few_digits(monkeypatch):
     from hybrids import data
     from hybrids.experiment import run
 
-    def few(name, resolution=None, channels=None):
-        whole = data.load_data(name, resolution, channels)
+    def few(*args, **options):
+        whole = data.load_data(*args, **options)
         assert whole.x is not None and whole.labels is not None and whole.held_out is not None
         return replace(whole, x=whole.x[:24], labels=whole.labels[:24], held_out=whole.held_out[:16])
 
@@ -50,15 +50,22 @@ def launch():
 
     def start(script, *argv, timeout=240):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*command, str(script), *map(str, argv)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
             cwd=REPOSITORY,
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-        return done
+        try:
+            said, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # The launcher ends its ranks when it is asked to; killed, it would leave them waiting for each other.
+            process.terminate()
+            said, _ = process.communicate()
+            raise AssertionError(f"two ranks were still running after {timeout} s: {said[-6000:]}") from None
+        assert process.returncode == 0, said[-8000:]
+        return said
 
     return start

@@ -91,7 +91,9 @@ def test_what_is_given_reaches_the_discriminator():
     critic = Critic(Patches())
     real, fake = images()
     t = torch.rand(4)
-    torch.testing.assert_close(critic.tell(real, fake, t=t)["logits/real"][1], critic(real, t=t).flatten(1).mean(1).detach())
+    torch.testing.assert_close(
+        critic.tell(real, fake, t=t)["logits/real"][1], critic(real, t=t).flatten(1).mean(1).detach()
+    )
     assert not torch.equal(critic.fool(fake, t=t).total, critic.fool(fake).total)
 
 
@@ -126,7 +128,9 @@ def test_the_number_of_r1_on_a_quadratic_critic():
 
     real = torch.randn(6, 5, dtype=F64)
     weight, values = Critic(Quadratic(), r1=2.0).tell(real, real)["r1"]
-    assert weight * values.mean().item() == pytest.approx(2.0 / 2 * 1.7**2 * real.square().sum(1).mean().item(), rel=1e-10)
+    assert weight * values.mean().item() == pytest.approx(
+        2.0 / 2 * 1.7**2 * real.square().sum(1).mean().item(), rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("lazy", [2, 4, 16])

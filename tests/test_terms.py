@@ -106,7 +106,7 @@ def test_half_precision_is_widened_before_the_mean():
 
 
 @pytest.mark.parametrize("make, error, message", [
-    (lambda: Terms(rate=X[:, None]), ValueError, r"term 'rate' must be \(B,\), one value an example; got shape \(4, 1\)"),
+    (lambda: Terms(rate=X[:, None]), ValueError, r"'rate' must be \(B,\), one value an example; got shape \(4, 1\)"),
     (lambda: Terms(rate=3.0), TypeError, r"term 'rate' must be a tensor \(B,\) or \(weight, tensor\); got float"),
     (lambda: Terms(rate=(X, Y)), ValueError, r"the weight of term 'rate' must be a number or \(\); got shape \(4,\)"),
     (lambda: Terms(rate=X, b=X[:3]), ValueError, r"all terms must have one batch size; got {'rate': 4, 'b': 3}"),

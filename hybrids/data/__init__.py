@@ -1,37 +1,109 @@
-"""Data sets by name, decoded once and kept in memory."""
+"""Data sets by name, folders of images and the hub's, decoded once and kept in memory where they fit."""
 
 import difflib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from .augment import Augment
+from .curves import Curves, swiss_roll, two_moons
 from .digits import digits, stacked_digits
-from .points import Mixture, gaussians_25
+from .folders import folder
+from .hub import hub
+from .images import EXTENSIONS
+from .points import Checkerboard, Density, Mixture, gaussians_8, gaussians_25
+from .shapes import shapes
 from .source import Batches, Data
 
-__all__ = ["NAMES", "Batches", "Data", "Mixture", "digits", "gaussians_25", "load_data", "stacked_digits"]
+__all__ = [
+    "NAMES",
+    "Augment",
+    "Batches",
+    "Checkerboard",
+    "Curves",
+    "Data",
+    "Density",
+    "Mixture",
+    "digits",
+    "folder",
+    "gaussians_8",
+    "gaussians_25",
+    "hub",
+    "load_data",
+    "shapes",
+    "stacked_digits",
+    "swiss_roll",
+    "two_moons",
+]
 
-NAMES = ("digits", "stacked-digits", "25-gaussians")
+POINTS: dict[str, Callable[[], Density]] = {
+    "25-gaussians": gaussians_25,
+    "8-gaussians": gaussians_8,
+    "swiss-roll": swiss_roll,
+    "checkerboard": Checkerboard,
+    "two-moons": two_moons,
+}
+NAMES = ("digits", "stacked-digits", *POINTS, "shapes")
 
 
-def load_data(name: str, resolution: int | None = None, channels: int | None = None) -> Data:
-    """The data set of a name in NAMES.
+def load_data(
+    name: str,
+    resolution: int | None = None,
+    channels: int | None = None,
+    *,
+    horizontal_flip: bool = False,
+    crop_padding: int = 0,
+    skip_bad_images: int = 0,
+    workers: int = 2,
+) -> Data:
+    """The data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images by its path.
 
-    Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1).
+    Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1); horizontal_flip and
+    crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `load_encoded`.
     Raises ValueError for an unknown name, with the nearest, and for a resolution or channels the set cannot have.
     """
+    data = _load(name, resolution, channels, skip_bad_images, workers)
+    if not horizontal_flip and not crop_padding:
+        return data
+    if not data.is_image:
+        raise ValueError(f"--data {name} holds points, not images: drop --horizontal-flip and --crop-padding")
+    if not 0 <= crop_padding < data.shape[-1]:
+        raise ValueError(f"--crop-padding must be in [0, {data.shape[-1]}), the images' side; got {crop_padding}")
+    return replace(data, augment=Augment(horizontal_flip, crop_padding))
+
+
+def _load(name: str, resolution: int | None, channels: int | None, skip_bad_images: int, workers: int) -> Data:
     if name == "digits":
         return digits(resolution or 16, channels or 1)
     if name == "stacked-digits":
         if resolution not in (None, 8) or channels not in (None, 3):
             raise ValueError(f"--data stacked-digits is 3 × 8 × 8; got --resolution {resolution} --channels {channels}")
         return stacked_digits()
-    if name == "25-gaussians":
+    if name == "shapes":
+        if channels not in (None, 3):
+            raise ValueError(f"--data shapes is in colour, of 3 channels; got --channels {channels}")
+        return shapes(resolution or 32)
+    if name in POINTS:
         if resolution is not None or channels is not None:
-            raise ValueError("--data 25-gaussians holds points, not images: drop --resolution and --channels")
-        mixture = gaussians_25()
-        generator = torch.Generator().manual_seed(0)
-        x, held_out = mixture.sample(100_000, generator).float(), mixture.sample(10_000, generator).float()
-        return Data(name, (2,), x=x, held_out=held_out, density=mixture)
-    near = difflib.get_close_matches(name, NAMES, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}")
+            raise ValueError(f"--data {name} holds points, not images: drop --resolution and --channels")
+        return _points(name, POINTS[name]())
+    if name.startswith("hub:"):
+        return hub(name, resolution, channels, skip_bad_images, workers)
+    path = Path(name).expanduser()
+    if not path.exists() and os.sep not in name and not name.startswith(("~", ".")):
+        near = difflib.get_close_matches(name, NAMES, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(
+            f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; or a folder of "
+            f"images ({', '.join(EXTENSIONS)}), but {path.resolve()} is not there"
+        )
+    return folder(path, resolution, channels, skip_bad_images, workers)
+
+
+def _points(name: str, density: Density) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x, held_out = density.sample(100_000, generator).float(), density.sample(10_000, generator).float()
+    return Data(name, (2,), x=x, held_out=held_out, density=density)

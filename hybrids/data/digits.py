@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .optional import needed
 from .source import Data
 
 __all__ = ["digits", "stacked_digits"]
@@ -13,8 +14,9 @@ NATIVE, LEVELS = 8, 17
 
 def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and held-out images (N, 1, 8, 8) uint8 in 0 … 16, and their labels."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with needed("scikit-learn>=1.5", "--data digits"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     parts = train_test_split(bunch.images, bunch.target, test_size=297, random_state=0)

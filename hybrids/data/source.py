@@ -1,13 +1,14 @@
-"""A data set in memory, and batches of it in an order that depends on the seed and the epoch alone."""
+"""A data set, and batches of it in an order that depends on the seed and the epoch alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .points import Mixture
+from .points import Density
+from .streaming import Stream, Workers
 
 __all__ = ["Batches", "Data"]
 
@@ -21,10 +22,16 @@ class Data:
         shape: of one example, (C, H, W) or (D,).
         classes: how many labels there are; 0 if there are none.
         levels: grey levels K of the values 2v/(K-1) - 1 that x takes; None for continuous data.
-        x: training examples, uint8 v of shape (N, C, H, W) or float32 (N, D); None where only its shape is known.
+        x: training examples, uint8 v of shape (N, C, H, W) or float32 (N, D); None where only its shape is known, or
+            where they are in `stream`.
         labels: (N,) int64, or None.
         held_out, held_out_labels: the same for examples that no model is trained on.
         density: the exact density that the examples were drawn from, or None.
+        stream: training images that are too many for memory, decoded when a batch needs them; or None.
+        class_names: what the labels mean, where that is known.
+        factors, held_out_factors: (N, F) float32, what each example was made from; or None.
+        factor_names: of the F factors.
+        augment: applied to the x of each training batch, on its device; or None.
     """
 
     name: str
@@ -35,7 +42,13 @@ class Data:
     labels: Tensor | None = field(default=None, repr=False)
     held_out: Tensor | None = field(default=None, repr=False)
     held_out_labels: Tensor | None = field(default=None, repr=False)
-    density: Mixture | None = field(default=None, repr=False)
+    density: Density | None = field(default=None, repr=False)
+    stream: Stream | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+    factors: Tensor | None = field(default=None, repr=False)
+    held_out_factors: Tensor | None = field(default=None, repr=False)
+    factor_names: tuple[str, ...] = ()
+    augment: Callable[[Tensor], Tensor] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -48,7 +61,8 @@ class Data:
         return int(torch.Size(self.shape).numel())
 
     def __len__(self) -> int:
-        return 0 if self.x is None else len(self.x)
+        examples = self.stream if self.x is None else self.x
+        return 0 if examples is None else len(examples)
 
     def decode(self, x: Tensor) -> Tensor:
         """Stored examples as models see them: float32, images 2v/(K-1) - 1 in [-1, 1]."""
@@ -101,7 +115,8 @@ class Batches:
 
     Sample number i of the stream is order(seed, epoch)[i mod N] of epoch i div N, so a batch may straddle two epochs
     and none is dropped. Each step consumes world_size × B samples, of which process r takes the r-th B. The position
-    is the number of samples consumed: it survives a change of world size.
+    is the number of samples consumed: it survives a change of world size. All this holds for images in memory and for
+    those that workers decode.
 
     Raises ValueError if the data set has no examples or a step needs more than it has.
     """
@@ -116,7 +131,7 @@ class Batches:
         device: torch.device | str = "cpu",
         labels: bool = False,
     ) -> None:
-        if data.x is None:
+        if data.x is None and data.stream is None:
             raise ValueError(f"the data set {data.name!r} has no examples here, only its shape")
         if not 0 <= rank < world_size:
             raise ValueError(f"0 <= rank < world_size must hold; got rank {rank} and world_size {world_size}")
@@ -132,32 +147,33 @@ class Batches:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.rank, self.world_size = rank, world_size
         # Small sets live on the device as uint8: a batch is one gather there.
-        self.x = data.x.to(device)
+        self.x = None if data.x is None else data.x.to(device)
+        self.device = torch.device(device)
         self.labels = data.labels.to(device) if labels and data.labels is not None else None
         self.consumed = 0
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._plan = _Plan(len(data), seed, batch_size, rank)
+        self._workers = None
+        if self.x is None and data.stream is not None:
+            # A plan of its own: reading ahead, it is in another epoch.
+            plan = _Plan(len(data), seed, batch_size, rank)
+            self._workers = Workers(data.stream, plan, batch_size * world_size, pin=self.device.type == "cuda")
 
     def order(self, epoch: int) -> Tensor:
         """The order of an epoch: (N,) indices, a function of (seed, epoch) alone."""
-        generator = torch.Generator().manual_seed(self.seed * 0x9E3779B1 + epoch)
-        return torch.randperm(len(self.data), generator=generator)
-
-    def _indices(self, start: int, count: int) -> Tensor:
-        parts = []
-        while count > 0:
-            epoch, place = divmod(start, len(self.data))
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, self.order(epoch)
-            parts.append(self._order[place : place + count])
-            start, count = start + len(parts[-1]), count - len(parts[-1])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._plan.order(epoch)
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
         while True:
-            index = self._indices(self.consumed + self.rank * self.batch_size, self.batch_size)
-            index = index.to(self.x.device, non_blocking=True)
+            index = self._plan(self.consumed).to(self.device, non_blocking=True)
+            if self.x is not None:
+                stored = self.x[index]
+            else:
+                assert self._workers is not None
+                stored = self._workers.take(self.consumed).to(self.device, non_blocking=True)
             self.consumed += self.batch_size * self.world_size
-            x = self.data.decode(self.x[index])
+            x = self.data.decode(stored)
+            if self.data.augment is not None:
+                x = self.data.augment(x)
             yield x if self.labels is None else {"x": x, "cond": self.labels[index]}
 
     def state_dict(self) -> dict[str, int]:
@@ -169,3 +185,25 @@ class Batches:
         if state["seed"] != self.seed:
             raise ValueError(f"the data order was of seed {state['seed']}; got --seed {self.seed}")
         self.consumed = state["consumed"]
+
+
+class _Plan:
+    """Which examples the batch of a process has that begins at a position: (B,) indices."""
+
+    def __init__(self, examples: int, seed: int, batch_size: int, rank: int) -> None:
+        self.examples, self.seed, self.batch_size, self.rank = examples, seed, batch_size, rank
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 0x9E3779B1 + epoch)
+        return torch.randperm(self.examples, generator=generator)
+
+    def __call__(self, consumed: int) -> Tensor:
+        start, count, parts = consumed + self.rank * self.batch_size, self.batch_size, []
+        while count > 0:
+            epoch, place = divmod(start, self.examples)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.order(epoch)
+            parts.append(self._order[place : place + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

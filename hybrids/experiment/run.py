@@ -83,7 +83,7 @@ class _Run:
         if resolution is None and settings.data == "digits":
             resolution = settings.digits_resolution
         with _asked("data"):
-            self.data = load_data(settings.data, resolution, settings.channels)
+            self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
             self._batches()
         if self.data.is_image:
             # What config.yaml records is resolved.
@@ -296,6 +296,12 @@ def _first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
     if first is not None:
         yield first
         yield from steps
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """What the settings say of the data beyond its shape, where it is not the default."""
+    names = ("horizontal_flip", "crop_padding", "skip_bad_images", "workers")
+    return {name: value for name in names if (value := getattr(settings, name)) != getattr(Settings, name)}
 
 
 def _check_moved(stages: Sequence[Stage]) -> None:

@@ -40,6 +40,14 @@ class Settings:
     data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of a folder of images.")
     resolution: int | None = setting(None, "Height and width of the images; none: the data set's own.", at_least=1)
     channels: int | None = setting(None, "Channels of the images; none: the data set's own.", at_least=1)
+    horizontal_flip: bool = setting(False, "Mirror every other image of a training batch, on average.")
+    crop_padding: int = setting(
+        0, "Pad training images by so many reflected pixels and crop them back anywhere.", at_least=0
+    )
+    skip_bad_images: int = setting(0, "How many images of a folder may be left out as unreadable.", at_least=0)
+    workers: int = setting(
+        2, "Processes that decode images which are too many for memory; 0: the run's own.", at_least=0
+    )
     steps: int = setting(1000, "Length of the training; a step is one turn of all players.", at_least=1)
     batch_size: int = setting(64, "Examples per process and micro-batch.", at_least=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train; auto: an accelerator if any.")

@@ -1,17 +1,20 @@
 """Diffusion, in discrete or continuous time: DDPM and variational diffusion are settings of it."""
 
+from contextlib import nullcontext
 from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from components.conditions import Guided
 from components.denoisers import Denoiser, Estimate
-from components.distributions import kl, per_example, randn_like
+from components.distributions import Normal, kl, per_example, randn_like
 from components.last import DenoisedLast, GaussianLast, GridLast
 from components.precision import wide
 from components.samplers import ancestral, time_grid
-from components.schedules import over
-from components.timesteps import low_discrepancy
+from components.schedules import LearnedSchedule, over
+from components.timesteps import TimeSampler, UniformTimes, low_discrepancy
+from components.weightings import WeightFunction
 
 from ..terms import Terms
 from .rates import StandardNormal
@@ -48,8 +51,9 @@ class Diffusion(nn.Module):
             `GridLast`), else around x̂ with the variance of Ho, section 3.3 (`DenoisedLast`).
         levels: grey levels K of x, for a default `last` that is a probability of pixels; None: a density.
         timesteps: T, or None for continuous time.
-        weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts, t uniform (and with
-            a log-SNR-linear schedule uniform in λ); likelihood is `nll`.
+        weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
+            `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
+        times: which t `loss` trains on; uniform by default (with a log-SNR-linear schedule that is uniform in λ).
         sampler, sample_steps: what `sample` uses; steps are T by default, 250 in continuous time.
     """
 
@@ -60,16 +64,19 @@ class Diffusion(nn.Module):
         last: nn.Module | None = None,
         levels: int | None = None,
         timesteps: int | None = None,
-        weighting: Weighting = "simple",
+        weighting: Weighting | WeightFunction = "simple",
+        times: TimeSampler | None = None,
         sampler: Sampler = ancestral,
         sample_steps: int | None = None,
     ) -> None:
         super().__init__()
-        if weighting not in get_args(Weighting):
-            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}; got {weighting!r}")
+        if not callable(weighting) and weighting not in get_args(Weighting):
+            known = ", ".join(get_args(Weighting))
+            raise ValueError(f"weighting must be one of {known}, or a function of λ; got {weighting!r}")
         if timesteps is not None and timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, or None for continuous time; got {timesteps}")
         self.denoiser, self.timesteps, self.weighting = denoiser, timesteps, weighting
+        self.times = UniformTimes() if times is None else times
         self.noise = StandardNormal(shape)
         self.sampler, self.sample_steps = sampler, sample_steps or timesteps or 250
         self.starts_clean = denoiser.schedule.noiseless(0.0)
@@ -119,19 +126,29 @@ class Diffusion(nn.Module):
         return [((i - 1) / self.timesteps, i / self.timesteps) for i in range(1 + skipped, self.timesteps + 1)]
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The training objective on x (B, *shape): the term simple, or those of `nll`."""
+        """The training objective on x (B, *shape): the term simple or weighted, or those of `nll`."""
         if self.weighting == "likelihood":
             return self.nll(x, cond)
-        u = self._uniform(x)
-        t = u if self.timesteps is None else (u * self.timesteps).floor().add(1) / self.timesteps
+        schedule = self.denoiser.schedule
+        t, share = self.times(len(x), schedule, x.device, across_ranks=self.training)
+        if self.timesteps is not None:
+            t = (t * self.timesteps).floor().add(1).clamp(max=self.timesteps) / self.timesteps
         estimate, epsilon = self._estimate(x, t, cond, clip=False)
         x = wide(x)
-        target = {
-            "epsilon": epsilon,
-            "sample": x,
-            "v_prediction": estimate.alpha * epsilon - estimate.sigma * x,
-        }[estimate.prediction]
-        return Terms(simple=per_example((target - estimate.output).square()))
+        if callable(self.weighting):
+            name, error = "weighted", self._weighted(self.weighting(schedule.log_snr(t)), estimate, x, epsilon, t)
+        else:
+            name, error = "simple", per_example((estimate.target(x, epsilon) - estimate.output).square())
+        if self.training:
+            self.times.learn(t, error)
+        return Terms({name: share.to(error) * error})
+
+    def _weighted(self, weight: Tensor, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
+        """w ‖ε - ε̂‖² (B,), by way of whichever of ε and x the network answers with more digits."""
+        if estimate.prediction == "epsilon":
+            return weight.to(x) * per_example((epsilon - estimate.epsilon).square())
+        snr = self.denoiser.schedule.log_snr(t).exp()
+        return (weight * snr).to(x) * per_example((x - estimate.mean).square())
 
     def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """The bound with one random level: terms prior = L_T, diffusion, reconstruction = L_0. (B,) nats."""
@@ -175,16 +192,22 @@ class Diffusion(nn.Module):
         return (0.5 * weight).to(error) * error
 
     def _rate_of_change(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        """-½ λ'(t) ‖ε - ε̂‖²: (B,)."""
-        estimate, epsilon = self._estimate(x, t, cond, clip=True)
-        error = per_example((epsilon - estimate.epsilon).square())
-        return (-0.5 * self.denoiser.schedule.slope(t)).to(error) * error
+        """-½ λ'(t) ‖ε - ε̂‖²: (B,). A learned schedule hears of it, to minimize its variance."""
+        schedule = self.denoiser.schedule
+        learned = isinstance(schedule, LearnedSchedule) and torch.is_grad_enabled()
+        with schedule.minimizing_variance() if learned else nullcontext([]) as heard:
+            estimate, epsilon = self._estimate(x, t, cond, clip=True)
+            error = per_example((epsilon - estimate.epsilon).square())
+            rate = (-0.5 * schedule.slope(t)).to(error) * error
+            heard.append(rate.detach())
+        return rate
 
     def _ends(self, x: Tensor, cond: Tensor | None) -> Terms:
         """L_T and L_0."""
         x = wide(x)
         schedule = self.denoiser.schedule
-        prior = kl(schedule.marginal(x, 1.0), self.noise.distribution)
+        start = self.noise.distribution
+        prior = kl(schedule.marginal(x, 1.0), Normal(start.mean, schedule.terminal_std * start.std))
         x_first = schedule.marginal(x, self.first).rsample()
         return Terms(prior=prior, reconstruction=-self.last(x_first, cond).log_prob(x))  # type: ignore[misc]
 
@@ -208,11 +231,14 @@ class Diffusion(nn.Module):
         generator: torch.Generator | None = None,
         sampler: Sampler | None = None,
         steps: int | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """(n, *shape): noise taken down to the first level by the sampler, then the mean of the last decoder.
 
-        A schedule that starts clean is taken down to t = 0, where the last step is that mean.
+        A schedule that starts clean is taken down to t = 0, where the last step is that mean. guidance_scale as in
+        diffusers: 1 is none; see `components.conditions.Guided`.
         """
-        x = self.noise.sample(n, generator=generator)
-        x = (sampler or self.sampler)(self.denoiser, x, time_grid(steps or self.sample_steps), cond, generator)
+        denoiser = self.denoiser if guidance_scale == 1 else Guided(self.denoiser, guidance_scale)
+        x = denoiser.schedule.terminal_std * self.noise.sample(n, generator=generator)
+        x = (sampler or self.sampler)(denoiser, x, time_grid(steps or self.sample_steps), cond, generator)
         return x if self.starts_clean else self.last(x, cond).mean  # type: ignore[misc]

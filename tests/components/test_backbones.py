@@ -135,6 +135,94 @@ def test_dropout():
     assert torch.equal(network(x, t), network(x, t))
 
 
+def words(batch=4, features=6):
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, True, False], [True, True, False]])
+    return torch.randn(batch, 3, features), mask
+
+
+@pytest.mark.parametrize("attention", [(4,), (8, 4), (8,)])
+def test_context(attention):
+    network, x, t = build("unet", context=6, attention=attention)
+    tokens, mask = words()
+    assert torch.equal(network(x, t, (tokens, mask)), torch.zeros_like(x))
+    null, out = randomized(network)(x, t), network(x, t, (tokens, mask))
+    assert not torch.allclose(out, null, atol=1e-3)
+    # cond=None is the same as all masked, and what is masked does not count
+    torch.testing.assert_close(network(x, t, (tokens, torch.zeros_like(mask))), null, atol=1e-4, rtol=1e-4)
+    noise = torch.where(mask[:, :, None], tokens, 100 * torch.randn_like(tokens))
+    torch.testing.assert_close(network(x, t, (noise, mask)), out, atol=1e-4, rtol=1e-4)
+
+
+def test_every_height_with_attention_sees_the_context():
+    for attention, count in (((8,), 4), ((4,), 5), ((8, 4), 9)):
+        network, x, t = build("unet", context=6, attention=attention)
+        assert sum(step.cross is not None for step in [*network.down, *network.middle, *network.up]) == count
+        randomized(network)(x, t, words()).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            # the null token is in the graph, but hidden where there are others
+            assert parameter.grad.any() or name == "context.null", name
+        network.zero_grad()
+        network(x, t).square().sum().backward()
+        assert network.context.null.grad.any()
+        assert all(p.grad is not None for p in network.parameters())
+
+
+def test_context_under_autocast():
+    network, x, t = build("unet", context=6, self_condition=True)
+    exact = randomized(network)(x, t, words(), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(x, t, words(), x).isfinite().all()
+    assert exact.isfinite().all()
+
+
+def test_self_condition():
+    network, x, t = build("unet", self_condition=True, fourier=(0,), num_classes=3)
+    assert torch.equal(network(x, t), torch.zeros_like(x))
+    out = randomized(network)(x, t)
+    assert torch.equal(out, network(x, t, None, torch.zeros_like(x)))
+    estimate = torch.randn_like(x, requires_grad=True)
+    other = network(x, t, None, estimate)
+    assert not torch.allclose(out, other)
+    (slope,) = torch.autograd.grad(other.square().sum(), estimate)
+    assert slope.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("options, cond", [({"num_classes": 3}, None), ({"context": 6, "attention": (8, 4)}, words())])
+def test_channels_last(options, cond):
+    network, x, t = build("unet", **options)
+    expected = randomized(network)(x, t, cond)
+    network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    seen = []
+    for step in [*network.down, *network.up]:
+        step.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    out = network(x, t, cond)
+    torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
+    assert seen and all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
+
+
+def test_context_and_estimate_refusals():
+    network, x, t = build("unet", context=6)
+    for cond, message in [
+        (
+            torch.zeros(4, dtype=torch.long),
+            r"cond must be \(tokens, mask\) for a network built with context; got Tensor",
+        ),
+        (words(features=5), r"tokens must be \(4, L, 6\); got shape \(4, 3, 5\)"),
+        ((words()[0], words()[1].long()), "of dtype torch.int64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            network(x, t, cond)
+    with pytest.raises(ValueError, match="estimate must be None for a network built without self_condition=True"):
+        network(x, t, None, x)
+    with pytest.raises(ValueError, match=r"estimate must be \(B, 2, 8, 8\); got shape \(4, 1, 8, 8\)"):
+        build("unet", self_condition=True)[0](x, t, None, x[:, :1])
+    with pytest.raises(ValueError, match=r"context needs num_classes=None and attention .* got num_classes=3"):
+        UNet((1, 8, 8), context=6, num_classes=3)
+    with pytest.raises(ValueError, match=r"attention=\(\)"):
+        UNet((1, 8, 8), context=6, attention=())
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6, 6\)"):
         UNet((1, 6, 6), multipliers=(1, 2, 2))

@@ -1,17 +1,17 @@
 import math
 import re
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from components.denoisers import Denoiser, Estimate, Prediction, Variance
+from components.denoisers import Denoiser, Estimate
 from components.distributions import Delta, Normal, kl
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 
 F64 = torch.float64
-PREDICTIONS = pytest.mark.parametrize("prediction", get_args(Prediction))
+PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+VARIANCES = ("small", "large")
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,9 @@ def test_x_t_is_alpha_x_plus_sigma_epsilon(prediction):
     x_t, output = torch.randn(2, 5, 4, dtype=F64)
     alpha, sigma = CosineSchedule().alpha_sigma(torch.rand(5, dtype=F64))
     found = Estimate(x_t, alpha, sigma, prediction, output)
-    torch.testing.assert_close(over(alpha, x_t) * found.mean + over(sigma, x_t) * found.epsilon, x_t, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        over(alpha, x_t) * found.mean + over(sigma, x_t) * found.epsilon, x_t, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_errors_in_epsilon_and_v_are_errors_in_x_reweighted():
@@ -204,7 +206,7 @@ def test_row_25_the_kl_of_a_level_is_the_error_in_x_reweighted(prediction):
 def test_the_small_variance_is_the_posterior_s_and_the_large_the_transition_s(prediction):
     x_t = torch.randn(4, 3, dtype=F64)
     s, t = torch.rand(2, 4, dtype=F64).sort(0).values
-    small, large = (denoiser(prediction, variance=variance).reverse(x_t, s, t) for variance in get_args(Variance))
+    small, large = (denoiser(prediction, variance=variance).reverse(x_t, s, t) for variance in VARIANCES)
     schedule = denoiser().schedule
     torch.testing.assert_close(small.std[:, 0], schedule.posterior_coefficients(s, t)[2], rtol=1e-12, atol=0)
     torch.testing.assert_close(large.std[:, 0].square(), schedule.step(s, t)[1], rtol=1e-12, atol=0)
@@ -217,7 +219,7 @@ def test_numbers_of_ddpm_s_two_variances():
     schedule = BetaSchedule()
     variances = [
         denoiser("epsilon", schedule=schedule, variance=variance).reverse(x_t, 0.001, 0.002).std.square().item()
-        for variance in get_args(Variance)
+        for variance in VARIANCES
     ]
     assert variances[0] == pytest.approx(5.453188e-5, rel=1e-6)
     assert variances[1] == pytest.approx(schedule.betas[1].item(), rel=1e-10)
@@ -255,7 +257,9 @@ def test_the_backbone_is_given_time_and_condition_as_they_are():
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused():
-    with pytest.raises(ValueError, match="prediction 'epsilon' does not go with CosineSchedule ending at α = 0.*use v_pred"):
+    with pytest.raises(
+        ValueError, match="prediction 'epsilon' does not go with CosineSchedule ending at α = 0.*use v_pred"
+    ):
         denoiser("epsilon", schedule=CosineSchedule())
     for prediction in ("sample", "v_prediction"):
         model = denoiser(prediction, schedule=CosineSchedule())
@@ -264,8 +268,8 @@ def test_epsilon_with_zero_terminal_snr_is_refused():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"prediction": "x"}, "prediction must be one of epsilon, sample, v_prediction; got 'x'"),
-    ({"variance": "fixed_small"}, "variance must be one of small, large; got 'fixed_small'"),
+    ({"prediction": "x"}, "prediction must be one of epsilon, sample, v_prediction.*; got 'x'"),
+    ({"variance": "fixed_small"}, "variance must be one of small, large.*; got 'fixed_small'"),
 ])  # fmt: skip
 def test_unknown_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -26,7 +26,7 @@ def seed():
 
 
 def within(samples, expected, errors=4):
-    """Whether the mean of samples (N,) lies within four standard errors of what is expected, or at float's last digits."""
+    """Whether the mean of samples (N,) lies within four standard errors of what is expected (or at the last digits)."""
     error = samples.std() / math.sqrt(len(samples))
     assert (samples.mean() - expected).abs() <= errors * error + 1e-12, f"{samples.mean()} ± {error}, not {expected}"
 
@@ -37,7 +37,9 @@ def normal(batch=3, event=(2, 2), dtype=F64):
 
 def discretized(kind, mean, scale, levels):
     """Either discretized distribution, of a log scale or a standard deviation."""
-    return DiscretizedLogistic(mean, scale.log(), levels) if kind == "logistic" else DiscretizedNormal(mean, scale, levels)
+    return (
+        DiscretizedLogistic(mean, scale.log(), levels) if kind == "logistic" else DiscretizedNormal(mean, scale, levels)
+    )
 
 
 DISCRETIZED = pytest.mark.parametrize("kind", ["logistic", "normal"])
@@ -326,7 +328,11 @@ def test_delta_is_all_mass_on_one_point():
 def test_implicit_draws_and_refuses_the_rest_by_name():
     p = Implicit(lambda generator: torch.randn(3, 2, generator=generator), "TinyGAN")
     assert torch.equal(*(p.rsample(torch.Generator().manual_seed(1)) for _ in range(2)))
-    for what, ask in (("mean", lambda: p.mean), ("log_prob", lambda: p.log_prob(torch.zeros(3, 2))), ("entropy", p.entropy)):
+    for what, ask in (
+        ("mean", lambda: p.mean),
+        ("log_prob", lambda: p.log_prob(torch.zeros(3, 2))),
+        ("entropy", p.entropy),
+    ):
         with pytest.raises(TypeError, match=f"TinyGAN is an implicit distribution: it has rsample, but no {what}"):
             ask()
 

@@ -3,13 +3,14 @@ import math
 import pytest
 import torch
 
-from components.heads import BernoulliHead, CategoricalHead, DeltaHead, LogisticHead, NormalHead
+from components.heads import BernoulliHead, CategoricalHead, DeltaHead, LogisticHead, LogisticMixtureHead, NormalHead
 
 HEADS = [
     DeltaHead(), DeltaHead(bounded=False), NormalHead(), NormalHead(0.1), NormalHead("shared"), NormalHead("learned"),
-    LogisticHead(17), CategoricalHead(17), BernoulliHead(),
+    LogisticHead(17), CategoricalHead(17), BernoulliHead(), LogisticMixtureHead(17),
 ]  # fmt: skip
-NAMES = ["delta", "unbounded", "normal", "fixed", "shared", "learned", "logistic", "categorical", "bernoulli"]
+NAMES = ["delta", "unbounded", "normal", "fixed", "shared", "learned", "logistic", "categorical", "bernoulli",
+         "mixture"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def test_shapes_and_float32(head, dtype, event):
     assert not log_prob.isnan().any()
 
 
-@pytest.mark.parametrize("head", [HEADS[i] for i in (2, 3, 4, 5, 6, 7, 8)], ids=NAMES[2:])
+@pytest.mark.parametrize("head", [HEADS[i] for i in range(2, 10)], ids=NAMES[2:])
 def test_likelihood_reaches_raw_and_parameters(head):
     head.zero_grad()
     raw = torch.randn(2, head.factor * 3, 4, 4, requires_grad=True)
@@ -81,7 +82,7 @@ def test_normal_log_sigma_stays_within_limits(sigma):
 @pytest.mark.parametrize("levels", [2, 5])
 def test_discrete_heads_sum_to_one(levels):
     grid = torch.linspace(-1, 1, levels)
-    for head in (LogisticHead(levels), CategoricalHead(levels)):
+    for head in (LogisticHead(levels), CategoricalHead(levels), LogisticMixtureHead(levels, 3)):
         p = head(torch.randn(4, head.factor, 1, 1))
         mass = torch.stack([p.log_prob(v.expand(4, 1, 1, 1)).exp() for v in grid])
         torch.testing.assert_close(mass.sum(0), torch.ones(4), atol=1e-5, rtol=1e-5)
@@ -93,6 +94,23 @@ def test_logistic_reads_means_then_log_scales():
     torch.testing.assert_close(p.log_scale, torch.full_like(mean, -7.0))
     assert torch.equal(p.rsample(), mean)
     torch.testing.assert_close(p.mean, mean, atol=1e-3, rtol=0)
+
+
+def test_mixture_channel_layout():
+    levels, components, channels = 5, 2, 3
+    raw = torch.zeros(1, 3, components, channels, 1, 1)
+    raw[0, 0, 1] = 50.0  # the second component
+    raw[0, 1, 1] = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1)
+    raw[0, 2] = -50.0
+    p = LogisticMixtureHead(levels, components)(raw.view(1, -1, 1, 1))
+    torch.testing.assert_close(p.mean.flatten(), torch.tensor([-0.5, 0.0, 0.5]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(p.components.log_scale, torch.full((1, 2, 3, 1, 1), -7.0))
+
+
+def test_mixture_of_one_is_the_logistic():
+    raw, y = torch.randn(2, 6, 4, 4), torch.randint(0, 17, (2, 3, 4, 4)) / 8 - 1.0
+    mixture = LogisticMixtureHead(17, 1)(torch.cat([torch.randn(2, 3, 4, 4), raw], dim=1))
+    torch.testing.assert_close(mixture.log_prob(y), LogisticHead(17)(raw).log_prob(y))
 
 
 def test_categorical_channel_layout():
@@ -114,6 +132,8 @@ def test_bernoulli_mean():
     (lambda: NormalHead("learnt"), "got 'learnt'"),
     (lambda: NormalHead("learned", limits=(1.0, 1.0)), r"limits must be .* got \(1.0, 1.0\)"),
     (lambda: LogisticHead(1), "levels must be at least 2; got 1"),
+    (lambda: LogisticMixtureHead(1), "levels must be at least 2; got 1"),
+    (lambda: LogisticMixtureHead(17, 0), "components must be at least 1; got 0"),
     (lambda: CategoricalHead(1), "levels must be at least 2; got 1"),
 ])  # fmt: skip
 def test_refusals(build, message):

@@ -57,7 +57,8 @@ def bits(levels, log_snr):
 
 
 RECONSTRUCTION = pytest.mark.parametrize(
-    "levels, log_snr, vdm, ours", [(256, 13.3, 0.010412, 0.010018), (17, 8.0, 0.005158, 0.002537), (17, 7.0, 0.184434, 0.139746)]
+    "levels, log_snr, vdm, ours",
+    [(256, 13.3, 0.010412, 0.010018), (17, 8.0, 0.005158, 0.002537), (17, 7.0, 0.184434, 0.139746)],
 )
 
 
@@ -77,7 +78,9 @@ def test_grid_last_is_bayes_rule_on_an_even_grid():
     x_0 = torch.randn(5, 2, dtype=F64)
     p, values = GridLast(schedule, 17)(x_0), grid(17, x_0)
     evidence = torch.stack([schedule.marginal(value.view(1, 1), 0.0).log_prob(x_0.reshape(-1, 1)) for value in values])
-    torch.testing.assert_close(p.log_mass, evidence.view(17, 5, 2).transpose(0, 1).log_softmax(1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        p.log_mass, evidence.view(17, 5, 2).transpose(0, 1).log_softmax(1), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_grid_last_on_images_is_a_categorical_of_its_levels():
@@ -111,7 +114,9 @@ def test_denoised_last_on_levels_sums_to_one():
 @pytest.mark.parametrize("schedule", [BetaSchedule(), CosineSchedule()], ids=["beta", "cosine"])
 def test_a_schedule_without_noise_at_0_is_refused(schedule):
     for build in (GaussianLast, lambda schedule: GridLast(schedule, 17)):
-        with pytest.raises(ValueError, match=f"needs noise at t = 0; {type(schedule).__name__} has σ = 0 there: use a fin"):
+        with pytest.raises(
+            ValueError, match=f"needs noise at t = 0; {type(schedule).__name__} has σ = 0 there: use a fin"
+        ):
             build(schedule)
 
 

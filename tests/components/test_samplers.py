@@ -125,7 +125,7 @@ def test_ddim_without_eta_is_deterministic_and_ancestral_is_not():
 
 @ALL
 def test_row_18_ddim_tends_to_the_flow_in_first_order(prediction):
-    """On N(0, s²) the probability flow multiplies x by the ratio of standard deviations; the error halves with the step."""
+    """On N(0, s²) the probability flow multiplies x by the ratio of standard deviations; the error is O(1/steps)."""
     schedule = LogSNRLinearSchedule(5.0, -5.0)
     denoiser = gaussian(schedule, prediction, 0.5)
     start, end = ((alpha**2 * 0.25 + sigma**2).sqrt() for alpha, sigma in map(schedule.alpha_sigma, (1.0, 0.0)))
@@ -225,7 +225,9 @@ def compare(scheduler, sampler, denoiser, table, steps, indices, **options):
 @pytest.mark.parametrize("variance", list(VARIANCES))
 @pytest.mark.parametrize("steps", [1000, 100])
 def test_ddpm_steps_are_those_of_diffusers(diffusers, prediction, table, variance, steps):
-    theirs = diffusers.DDPMScheduler(steps, prediction_type=prediction, variance_type=VARIANCES[variance], clip_sample=False)
+    theirs = diffusers.DDPMScheduler(
+        steps, prediction_type=prediction, variance_type=VARIANCES[variance], clip_sample=False
+    )
     denoiser = Denoiser(Smooth(), BetaSchedule("linear", steps), prediction, variance)
     indices = (*range(10), *range(10, steps, steps // 13), steps - 1)
     assert compare(theirs, ancestral, denoiser, table, steps, indices) < 1e-5

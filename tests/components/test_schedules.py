@@ -115,7 +115,9 @@ def test_a_float_a_scalar_and_a_batch_mean_the_same_time(schedule):
     for i, t in enumerate((0.3, 0.7)):
         for alpha, expected in zip(schedule.alpha_sigma(t), batch):
             assert alpha.item() == pytest.approx(expected[i].item(), rel=1e-14)
-        assert torch.equal(torch.stack(schedule.alpha_sigma(t)), torch.stack(schedule.alpha_sigma(torch.tensor(t, dtype=F64))))
+        assert torch.equal(
+            torch.stack(schedule.alpha_sigma(t)), torch.stack(schedule.alpha_sigma(torch.tensor(t, dtype=F64)))
+        )
 
 
 @EVERY

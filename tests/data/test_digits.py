@@ -71,7 +71,10 @@ def test_channels_repeat():
 
 def test_stacked_digits_are_labelled_by_their_channels(eight, stacked):
     train, held = names(eight)
-    for images, labels, known in ((stacked.x, stacked.labels, train), (stacked.held_out, stacked.held_out_labels, held)):
+    for images, labels, known in (
+        (stacked.x, stacked.labels, train),
+        (stacked.held_out, stacked.held_out_labels, held),
+    ):
         for image, label in zip(images[:1000], labels[:1000].tolist()):
             for channel, digit in enumerate((label // 100, label // 10 % 10, label % 10)):
                 assert digit in known[image[channel : channel + 1].numpy().tobytes()]
@@ -87,7 +90,9 @@ def test_stacked_digits_are_drawn_evenly_and_always_the_same(stacked):
     again = stacked_digits(2000)
     assert torch.equal(stacked.x, again.x) and torch.equal(stacked.labels, again.labels)
     assert stacked.shape == (3, 8, 8) and stacked.classes == 1000 and stacked.levels == 17
-    counts = torch.bincount(torch.stack([stacked.labels // 100, stacked.labels // 10 % 10, stacked.labels % 10]).flatten())
+    counts = torch.bincount(
+        torch.stack([stacked.labels // 100, stacked.labels // 10 % 10, stacked.labels % 10]).flatten()
+    )
     assert counts.numel() == 10 and counts.min() > 0.08 * 6000 and counts.max() < 0.12 * 6000
 
 

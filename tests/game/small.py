@@ -1,6 +1,8 @@
 """Players small enough to check gradient by gradient; what is random in their losses lies in the batch."""
 
+from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from components.heads import DeltaHead, NormalHead
 from components.losses import relativistic
 from components.schedules import LogSNRLinearSchedule
 from hybrids import VAE, Critic, Player, StandardNormal, Terms
+from hybrids.data import Data
+from hybrids.experiment import parse
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 FEATURES, LATENT, WIDTH = 4, 2, 8
@@ -24,6 +28,15 @@ TINY = {
     "ddpm": ["--width", "8", "--resolution", "8", "--timesteps", "8", "--sample-steps", "4", "--dropout", "0.1"],
 }
 """Arguments that make each recipe's networks tiny; `test_the_tiny_recipes_are_all` holds that none is missing."""
+
+
+def tiny(recipe: ModuleType, data: Data, **options) -> list[Player]:
+    """The players of a tiny recipe of one stage, the same at every call; options are settings of it."""
+    name = recipe.__name__.removeprefix("hybrids_recipe_")
+    settings = replace(parse(recipe.Settings, TINY[name], name), **options)
+    torch.manual_seed(0)
+    (stage,) = recipe.build(settings, data)
+    return stage.players
 
 
 class Recorder(torch.optim.SGD):

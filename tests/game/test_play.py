@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from small import GAMES, TINY, Recorder, cut, examples, game, linear
+from small import GAMES, TINY, Recorder, cut, examples, game, linear, tiny
 from torch import nn
 
 from hybrids import Player, Terms, train, warmup_cosine
-from hybrids.data import Data
+from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -29,19 +29,10 @@ def x(n=4, features=2, seed=0):
     return torch.randn(n, features, generator=torch.Generator().manual_seed(seed)) / 4
 
 
-def recipe_players(name: str, data_name: str = "digits") -> tuple[list[Player], Data]:
-    """The players of a tiny recipe, and eight examples of its data."""
-    from hybrids.data import load_data
-
-    recipe = load_recipe(name)
-    arguments = TINY[name] if data_name == "digits" else [a for a in TINY[name] if a not in ("--resolution", "8")]
-    pairs = dict(zip(arguments[::2], arguments[1::2]))
-    options = {key[2:].replace("-", "_"): float(v) if "." in v else int(v) for key, v in pairs.items()}
-    options.pop("resolution", None)
+def recipe_players(name: str) -> tuple[list[Player], Data]:
+    """The players of a tiny recipe, and its data."""
     data = load_data("digits", 8)
-    torch.manual_seed(0)
-    (stage,) = recipe.build(recipe.Settings(**options), data)
-    return stage.players, data
+    return tiny(load_recipe(name), data), data
 
 
 def test_the_tiny_recipes_are_all():

@@ -100,8 +100,9 @@ def test_trap_17_the_learning_rate_counts_steps_of_the_game(both):
 
 
 def test_trap_19_batch_norm_runs_on_two_ranks(both):
-    """Trap 19: BatchNorm, two forwards, one backward under DDP: "modified by an inplace operation". Guard: one prepared
-    module whose forward is the whole loss, so that DDP copies buffers before it, not in between."""
+    """Trap 19: BatchNorm, two forwards, one backward under DDP: "modified by an inplace operation" (reported, CUDA;
+    gloo lets it pass). Guard: one prepared module whose forward is the whole loss, so that DDP copies buffers before
+    it, not in between. Without that, the two ranks end with different parameters here."""
     a, b = both("batch_norm")
     assert a == b
     # 4 steps × 3 micro-batches: the critic has two forwards in its own turn and one in the generator's, who has one in

@@ -21,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "game"))
 
-from small import GAMES, TINY, cut, examples, game, linear  # noqa: E402
+from small import GAMES, TINY, cut, examples, game, linear, tiny  # noqa: E402
 
 from components.distributions import Normal  # noqa: E402
 from components.timesteps import low_discrepancy  # noqa: E402
@@ -114,18 +114,15 @@ def recipes():
     """Hashes after 20 steps with accumulation 2 of each recipe, with noise of each rank's own."""
     found = {}
     for name in TINY:
-        recipe = load_recipe(name)
         data = load_data("digits", 8)
-        small = {"timesteps": 8, "sample_steps": 4, "dropout": 0.1} if name == "ddpm" else {"latent": 4}
-        set_seed(0)
-        (stage,) = recipe.build(recipe.Settings(width=8, steps=20, **small), data)
-        before = digest(stage.players)
+        players = tiny(load_recipe(name), data, steps=20)
+        before = digest(players)
         set_seed(1 + rank())
         batches = data.batches(4, 0, rank(), 2)
-        losses = [logs[f"loss/{stage.players[0].name}"].item()
-                  for _, logs in train(stage.players, batches, fresh(2), 20)]  # fmt: skip
-        message_ = message(lambda stage=stage: assert_equal_on_ranks(stage.players, fresh()))
-        found[name] = {"before": before, "after": digest(stage.players), "losses": losses, "assertion": message_}
+        losses = [logs[f"loss/{players[0].name}"].item()
+                  for _, logs in train(players, batches, fresh(2), 20)]  # fmt: skip
+        message_ = message(lambda players=players: assert_equal_on_ranks(players, fresh()))
+        found[name] = {"before": before, "after": digest(players), "losses": losses, "assertion": message_}
     return found
 
 
