@@ -1,4 +1,7 @@
-"""Exact denoisers of known data, as backbones that predict x: Denoiser(GaussianMean(...), schedule, "sample")."""
+"""Exact denoisers of known data, as backbones that predict x: Denoiser(GaussianMean(...), schedule, "sample").
+
+Where the schedule explodes they take x_t/√(α² + σ²), as a Denoiser gives it to its backbone.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +10,13 @@ from .precision import wide, widest
 from .schedules import Schedule, Time, over
 
 __all__ = ["GaussianMean", "MixtureMean"]
+
+
+def _seen(x: Tensor, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t in float64, and α and σ shaped to multiply it."""
+    x = x.double()
+    alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(widest(t, x.device)))
+    return x * (alpha.square() + sigma.square()).sqrt() if schedule.exploding else x, alpha, sigma
 
 
 class GaussianMean(nn.Module):
@@ -32,8 +42,8 @@ class GaussianMean(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Tensor:
         """x_t (B, D), t () or (B,) → (B, D)."""
-        alpha, sigma = (c.view(-1, 1) for c in self.schedule.alpha_sigma(widest(t, x_t.device)))
-        centred = (x_t.double() - alpha * self.mean) @ self.vectors
+        x, alpha, sigma = _seen(x_t, t, self.schedule)
+        centred = (x - alpha * self.mean) @ self.vectors
         gain = alpha * self.values / (alpha.square() * self.values + sigma.square())
         return (self.mean + (gain * centred) @ self.vectors.T).to(wide(x_t).dtype)
 
@@ -55,8 +65,7 @@ class MixtureMean(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Tensor:
         """x_t (B, D), t () or (B,) → (B, D)."""
-        x = x_t.double()
-        alpha, sigma = (over(c, x) for c in self.schedule.alpha_sigma(widest(t, x.device)))
+        x, alpha, sigma = _seen(x_t, t, self.schedule)
         variance = alpha.square() * self.std**2 + sigma.square()
         distance = (x.unsqueeze(1) - alpha.unsqueeze(-1) * self.means).square().sum(-1)
         share = torch.softmax(-0.5 * distance / variance, dim=1)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .denoisers import Denoiser, Estimate
-from .schedules import Time
+from .precision import widest
+from .schedules import Time, over
 
 __all__ = ["Guided", "drop"]
 
@@ -40,7 +41,7 @@ class Guided(Denoiser):
     (w = s - 1 in Ho & Salimans 2022, 2207.12598, eq. 6). Both predictions come from one forward of twice the batch.
     Arguments: denoiser, trained with dropped conditions; guidance_scale; interval, the times in which it guides, 1
     elsewhere (Kynkäänniemi 2024, 2404.07724); rescale in [0, 1], how far x̂ is brought back to the spread of the
-    conditional x̂ (Lin 2023, 2305.08891, section 3.4).
+    conditional x̂ (Lin 2023, 2305.08891, section 3.4). A learned variance is the conditional model's.
     """
 
     def __init__(
@@ -57,29 +58,28 @@ class Guided(Denoiser):
             raise ValueError(f"rescale must be in [0, 1]; got {rescale}")
         self.denoiser, self.guidance_scale, self.interval, self.rescale = denoiser, guidance_scale, interval, rescale
         self.schedule, self.prediction = denoiser.schedule, denoiser.prediction
-        self.variance, self.clip = denoiser.variance, denoiser.clip
+        self.variance, self.clip, self.sigma_data = denoiser.variance, denoiser.clip, denoiser.sigma_data
 
     def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None) -> Estimate:
         """The guided p(x|x_t); without cond, the unconditional model's."""
-        t = torch.as_tensor(t)
+        t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
         if cond is None or self.guidance_scale == 1:
             return self.denoiser(x_t, t, cond)
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, _with_null(cond, self.denoiser))
         conditional, null = both.output.chunk(2)
         low, high = self.interval
-        inside = ((t >= low) & (t <= high)).to(x_t.device)
-        scale = torch.where(inside, self.guidance_scale, 1.0).to(x_t.dtype)
-        scale = scale.view(-1, *[1] * (x_t.ndim - 1)) if scale.ndim else scale
+        scale = torch.ones_like(widest(t)).masked_fill((t >= low) & (t <= high), self.guidance_scale)
         # x̂, ε̂, v̂ are affine in the output with one slope, so guiding the output guides each of them alike.
-        guided = null + scale * (conditional - null)
+        guided = null + over(scale, null) * (conditional - null)
+        learned = None if both.interpolation is None else both.interpolation.chunk(2)[0]
         alpha, sigma = self.schedule.alpha_sigma(t)
-        estimate = Estimate(x_t, alpha, sigma, both.prediction, guided, both.sigma_data)
+        estimate = Estimate(x_t, alpha, sigma, both.prediction, guided, both.sigma_data, learned)
         if not self.rescale:
             return estimate
         plain = Estimate(x_t, alpha, sigma, both.prediction, conditional, both.sigma_data).mean
         spread = plain.flatten(1).std(1) / estimate.mean.flatten(1).std(1).clamp(min=1e-12)
-        factor = self.rescale * spread.view(-1, *[1] * (x_t.ndim - 1)) + 1 - self.rescale
-        return Estimate(x_t, alpha, sigma, "sample", estimate.mean * factor)
+        rescaled = estimate.mean * over(self.rescale * spread + 1 - self.rescale, estimate.mean)
+        return Estimate(x_t, alpha, sigma, "sample", rescaled, both.sigma_data, learned)
 
 
 def _with_null(cond: Condition, denoiser: Denoiser) -> Condition:

@@ -110,8 +110,8 @@ class Denoiser(nn.Module):
     """p(x|x_t) and p(x_s|x_t) from a network that predicts ε, x, v, a flow's velocity, or EDM's F.
 
     Arguments:
-        backbone: a network (x_t, t, cond) → like x_t. It sees x_t scaled to unit variance where α² + σ² grows with t,
-            and for edm c_in x_t/α, c_in = 1/√(σ² + σ_d²); t itself stands for c_noise.
+        backbone: a network (x_t, t, cond) → like x_t. It sees x_t/√(α² + σ²) where the schedule explodes, and for edm
+            c_in x_t/α, c_in = 1/√(σ²/α² + σ_d²); t itself stands for c_noise.
         schedule: the noising process.
         prediction: what the network's output means.
         variance: of p(x_s|x_t). small is the posterior's, σ²_{t|s} σ_s²/σ_t², large is σ²_{t|s} (Ho 2020, 2006.11239,
@@ -169,7 +169,7 @@ class Denoiser(nn.Module):
         """x_t as the backbone sees it."""
         if self.prediction == "edm":
             return over((sigma.square() + (alpha * self.sigma_data).square()).rsqrt(), x_t) * x_t
-        if self.schedule.terminal_std != 1:
+        if self.schedule.exploding:
             return over((sigma.square() + alpha.square()).rsqrt(), x_t) * x_t
         return x_t
 

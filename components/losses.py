@@ -12,7 +12,17 @@ from torch import Tensor
 
 from .precision import wide
 
-__all__ = ["AdversarialLoss", "hinge", "non_saturating", "relativistic", "squared_gradient"]
+__all__ = [
+    "AdversarialLoss",
+    "gradient_penalty",
+    "hinge",
+    "least_squares",
+    "minimax",
+    "non_saturating",
+    "relativistic",
+    "squared_gradient",
+    "wasserstein",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,23 @@ non_saturating = AdversarialLoss(
 )
 """Goodfellow 2014, 1406.2661: -log D(x) - log(1 - D(G(z))) against -log D(G(z))."""
 
+minimax = AdversarialLoss(
+    "minimax",
+    lambda real, fake: F.softplus(-real) + F.softplus(fake),
+    lambda fake, real: -F.softplus(fake),
+)
+"""Goodfellow 2014, 1406.2661, eq. 1: log D(x) + log(1 - D(G(z))) for both; G's gradient vanishes where D is sure."""
+
+least_squares = AdversarialLoss(
+    "least_squares",
+    lambda real, fake: 0.5 * ((real - 1).square() + fake.square()),
+    lambda fake, real: 0.5 * (fake - 1).square(),
+)
+"""Mao 2016, 1611.04076, eq. 9: the logits are drawn to 1 on real and to 0 on fake; G draws them to 1."""
+
+wasserstein = AdversarialLoss("wasserstein", lambda real, fake: fake - real, lambda fake, real: -fake)
+"""Arjovsky 2017, 1701.07875: for a 1-Lipschitz critic, as `gradient_penalty` makes it; no logits, no probabilities."""
+
 hinge = AdversarialLoss(
     "hinge",
     lambda real, fake: F.relu(1 - real) + F.relu(1 + fake),
@@ -71,7 +98,30 @@ def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
     Arguments: logits = D(x), (B,) or patches, summed over patches; x (B, *event), which requires a gradient.
     Mescheder 2018, 1801.04406, eq. 9.
     """
+    return _gradient(logits, x).square().sum(1)
+
+
+def gradient_penalty(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """(‖∇D(x̃)‖ - 1)² (B,) at x̃ = u x + (1 - u) G(z), u ~ U[0, 1) for each example, differentiable in D.
+
+    Its mean is weighted by λ = 10 in Gulrajani 2017, 1704.00028, eq. 3. Arguments: discriminator, x → (B,) or patches,
+    summed over patches; real and fake (B, *event), both detached here. Batch norm mixes examples, and does not go with
+    it (section 4 there). Raises ValueError when the shapes differ.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must be of one shape; got {tuple(real.shape)} and {tuple(fake.shape)}")
+    real, fake = wide(real.detach()), wide(fake.detach())
+    u = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator, device=real.device, dtype=real.dtype)
+    x = (u * real + (1 - u) * fake).requires_grad_()
+    # Unlike a square root, a vector's norm has a finite gradient at 0.
+    return (torch.linalg.vector_norm(_gradient(discriminator(x), x), dim=1) - 1).square()
+
+
+def _gradient(logits: Tensor, x: Tensor) -> Tensor:
+    """∇_x Σ D(x) (B, dimensions), differentiable."""
     if not x.requires_grad:
         raise ValueError("x must require a gradient, and logits must have been computed from it")
     (gradient,) = torch.autograd.grad(wide(logits).sum(), x, create_graph=True)
-    return wide(gradient).square().flatten(1).sum(1)
+    return wide(gradient).flatten(1)

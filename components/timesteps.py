@@ -56,8 +56,8 @@ class UniformTimes(TimeSampler):
 class UniformLogSNRTimes(TimeSampler):
     """λ_t uniform between two ends, whatever the schedule: each octave of noise gets the same share.
 
-    Arguments: log_snr_max, log_snr_min, finite, within the schedule's own range. Weights are 1: with ‖ε - ε̂‖² this is
-    the bound between these ends, up to a constant (Kingma 2021, 2107.00630, section 5.1).
+    Arguments: log_snr_max, log_snr_min, finite; λ beyond the schedule's range is moved to its end. Weights are 1:
+    with ‖ε - ε̂‖² this is the bound between these ends, up to a constant (Kingma 2021, 2107.00630, section 5.1).
     """
 
     def __init__(self, log_snr_max: float = 10.0, log_snr_min: float = -6.0) -> None:
@@ -120,7 +120,7 @@ class LossAwareTimes(TimeSampler):
     def probabilities(self) -> Tensor:
         """p of each bin (bins,); uniform until every bin has been heard of."""
         known = (self.seen > 0).all()
-        p = torch.where(known, self.squares.sqrt(), 1.0)
+        p = torch.where(known, self.squares.sqrt().clamp(min=1e-30), 1.0)  # losses may all be 0
         return (1 - self.uniform) * p / p.sum() + self.uniform / self.bins
 
     def forward(

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from components.losses import AdversarialLoss, non_saturating, squared_gradient
+from components.losses import AdversarialLoss, gradient_penalty, non_saturating, squared_gradient
 from components.precision import full_precision
 
 from .terms import Terms
@@ -21,6 +21,7 @@ class Critic(nn.Module):
         discriminator: (x, **given) → logits (B,) or patches.
         pair: the losses of both sides, from `components.losses`.
         r1, r2: γ of the zero-centred penalties γ/2 ‖∇D‖² on real and on fake, in units of (data scale)²; 0 is none.
+        gp: λ of the gradient penalty between real and fake, 10 with the wasserstein pair; 0 is none.
         lazy: apply the penalties every so many steps, multiplied by this number (Karras 2019, 1912.04958, section 2.2).
             Relativistic pairs want 1: lazily they fail on stacked digits (Huang 2024, 2501.05441).
         augment: a differentiable function applied to real and fake alike (Zhao 2020, 2006.10738); the penalties
@@ -34,29 +35,32 @@ class Critic(nn.Module):
         r1: float = 0.0,
         r2: float = 0.0,
         lazy: int = 1,
+        gp: float = 0.0,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if r1 < 0 or r2 < 0:
             raise ValueError(f"r1 and r2 must not be negative; got {r1} and {r2}")
+        if gp < 0:
+            raise ValueError(f"gp must not be negative; got {gp}")
         if lazy < 1:
             raise ValueError(f"lazy must be at least 1; got {lazy}")
         self.discriminator, self.pair, self.augment = discriminator, pair, augment
-        self.r1, self.r2, self.lazy = r1, r2, lazy
+        self.r1, self.r2, self.gp, self.lazy = r1, r2, gp, lazy
 
     def forward(self, x: Tensor, **given: Tensor) -> Tensor:
         """The logits of x, augmented if the critic augments."""
         return self.discriminator(self.augment(x) if self.augment else x, **given)
 
     def tell(self, real: Tensor, fake: Tensor, step: int | None = None, **given: Tensor) -> Terms:
-        """The critic's objective: terms adversarial, r1, r2, and the measurements logits/real and logits/fake.
+        """The critic's objective: terms adversarial, r1, r2, gp, and the measurements logits/real and logits/fake.
 
         Arguments: real and fake (B, *event), both detached here; step, needed for lazy penalties; given, what the
         discriminator takes besides x (t, cond, given).
         """
         if self.lazy > 1 and step is None:
             raise ValueError(f"a critic with lazy={self.lazy} penalties needs tell(..., step=step)")
-        due = (self.r1 > 0 or self.r2 > 0) and (step or 0) % self.lazy == 0
+        due = max(self.r1, self.r2, self.gp) > 0 and (step or 0) % self.lazy == 0
         real = real.detach().requires_grad_(due and self.r1 > 0)
         fake = fake.detach().requires_grad_(due and self.r2 > 0)
         # A penalty differentiates twice: in bf16 its gradient is noise.
@@ -67,6 +71,8 @@ class Critic(nn.Module):
                 for name, gamma, logits, x in (("r1", self.r1, on_real, real), ("r2", self.r2, on_fake, fake))
                 if x.requires_grad and torch.is_grad_enabled()
             }
+            if due and self.gp > 0 and torch.is_grad_enabled():
+                penalties["gp"] = (self.gp * self.lazy, gradient_penalty(lambda x: self(x, **given), real, fake))
         return Terms(
             {
                 "adversarial": self.pair.discriminator(on_real, on_fake),

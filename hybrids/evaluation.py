@@ -94,7 +94,7 @@ def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, sample
         held_out = None if data.held_out is None else data.decode(data.held_out[:2000]).to(device)
         found = likelihood(model, held_out) if hasattr(model, "nll") and held_out is not None else {}
         generator = torch.Generator(device).manual_seed(seed)
-        if data.density is not None:
+        if isinstance(data.density, Mixture):
             return found | coverage(model.sample(10_000, generator=generator), data.density)
         if data.name != "digits":
             return found

@@ -1,6 +1,7 @@
 """The objective as a value: named per-example terms with weights, which add and scale."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,15 +86,19 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
         """Σ_k w_k values_k: (B,)."""
         if not self._entries:
             raise ValueError("an empty Terms has no total")
-        weighted = [weight * values for weight, values in self._entries.values()]
+        # 0 × inf would be NaN: a measurement may be infinite.
+        weighted = [
+            weight * values if isinstance(weight, Tensor) or weight != 0 else torch.zeros_like(values)
+            for weight, values in self._entries.values()
+        ]
         return torch.stack(torch.broadcast_tensors(*weighted)).sum(0) if len(weighted) > 1 else weighted[0]
 
     @property
     def total(self) -> Tensor:
         """Σ_k w_k mean(values_k): (), what a player minimizes."""
         parts = [
-            weight * values.mean()
-            for weight, values in self._entries.values()
+            weight * self._averages[name]
+            for name, (weight, _) in self._entries.items()
             if isinstance(weight, Tensor) or weight != 0
         ]
         if not parts:
@@ -102,7 +107,11 @@ class Terms(Mapping[str, tuple[Weight, Tensor]]):
 
     def means(self) -> dict[str, Tensor]:
         """{name: mean(values)}: (), detached and unweighted, for logs."""
-        return {name: values.detach().mean() for name, (_, values) in self._entries.items()}
+        return {name: average.detach() for name, average in self._averages.items()}
+
+    @cached_property
+    def _averages(self) -> dict[str, Tensor]:
+        return {name: values.mean() for name, (_, values) in self._entries.items()}
 
     def __repr__(self) -> str:
         weights = (

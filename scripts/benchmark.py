@@ -1,11 +1,12 @@
-"""What the framework costs: a step of `train` against a bare loop over the same modules, and its import against torch's.
+"""What the framework costs: a step of `train` against a bare loop, its import against torch's, its data against PNGs.
 
-    python scripts/benchmark.py [overhead | import]
+    python scripts/benchmark.py [overhead | import | data]
 
 Machines are shared and noisy, so both sides alternate in seven rounds of one run and the medians are compared.
 """
 
 import argparse
+import io
 import statistics
 import subprocess
 import sys
@@ -91,14 +92,50 @@ def importing() -> None:
     print(f"  (torch {statistics.median(a for a, _ in pairs):.2f} s)")
 
 
+def data() -> None:
+    """Batches of decoded images in memory against rows of PNG bytes through a transform, in one process."""
+    from PIL import Image
+    from torchvision import transforms
+
+    from hybrids.data import shapes
+
+    for resolution in (32, 64):
+        examples = shapes(resolution, 1000, 64)
+        assert examples.x is not None
+        rows = []
+        for image in examples.x:
+            file = io.BytesIO()
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+            rows.append(file.getvalue())
+        transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+        def decoded(rows: list[bytes] = rows, transform: Callable[..., Tensor] = transform) -> Iterator[Tensor]:
+            while True:
+                index = torch.randint(len(rows), (64,)).tolist()
+                yield torch.stack([transform(Image.open(io.BytesIO(rows[i])).convert("RGB")) for i in index])
+
+        pairs = list(rounds(partial(_seconds, iter(examples.batches(64))), partial(_seconds, decoded())))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"batches in memory against PNG rows, {resolution} × {resolution}: {ratio:.0f} times as fast")
+
+
+def _seconds(batches: Iterator[Tensor], count: int = 20) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the framework costs.")
-    parser.add_argument("what", nargs="?", choices=["overhead", "import", "all"], default="all")
+    parser.add_argument("what", nargs="?", choices=["overhead", "import", "data", "all"], default="all")
     chosen = parser.parse_args().what
     if chosen in ("overhead", "all"):
         overhead()
     if chosen in ("import", "all"):
         importing()
+    if chosen in ("data", "all"):
+        data()
 
 
 if __name__ == "__main__":

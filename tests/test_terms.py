@@ -90,6 +90,7 @@ def test_a_term_of_weight_0_is_reported_and_never_differentiated():
     terms.total.backward()
     assert x.grad.tolist() == [0.25] * 4
     assert not terms["seen"][1].requires_grad and "seen" in terms.means()
+    assert torch.equal(terms.per_example, X)
 
 
 def test_scaling_by_0_stops_the_gradient():

@@ -27,8 +27,10 @@ class Schedule(nn.Module):
     """A Gaussian noising process; subclasses give `log_snr`, its `slope` and its inverse `time`.
 
     Variance-preserving unless a subclass has other `coefficients`: α_t² = sigmoid(λ_t), σ_t² = sigmoid(-λ_t).
-    Kingma 2021, 2107.00630, section 3.1.
+    Kingma 2021, 2107.00630, section 3.1. Where `exploding`, α = 1 and the variance of x_t grows with t.
     """
+
+    exploding: bool = False
 
     def log_snr(self, t: Time) -> Tensor:
         """λ_t, strictly decreasing in t, like t in shape; may be ±inf at the ends. float64."""

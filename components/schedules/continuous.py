@@ -80,6 +80,7 @@ class LogSNRLinearSchedule(Schedule):
 class _Exploding(Schedule):
     """α = 1: x_t = x + σ_t ε, λ = -2 log σ."""
 
+    exploding = True
     sigma_min: float
     sigma_max: float
 
@@ -189,13 +190,12 @@ class ShiftedSchedule(Schedule):
         super().__init__()
         if not 0 < shift < math.inf:
             raise ValueError(f"shift must be above 0; got {shift}")
-        self.schedule, self.shift = schedule, shift
+        self.schedule, self.shift, self.exploding = schedule, shift, schedule.exploding
 
     @property
     def terminal_std(self) -> float:
         """1, or σ_1 where variance explodes."""
-        base = self.schedule.terminal_std
-        return base if base == 1 else base * self.shift
+        return self.schedule.terminal_std * (self.shift if self.exploding else 1.0)
 
     def coefficients(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the schedule's family."""

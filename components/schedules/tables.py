@@ -66,6 +66,8 @@ class BetaSchedule(Schedule):
             raise ValueError(f"beta_schedule must be one of {', '.join(BETA_SCHEDULES)}; got {beta_schedule!r}")
         if num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1; got {num_train_timesteps}")
+        if rescale_betas_zero_snr and num_train_timesteps < 2:
+            raise ValueError("rescale_betas_zero_snr needs num_train_timesteps of at least 2; got 1")
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"0 < beta_start <= beta_end < 1 must hold; got {beta_start} and {beta_end}")
         self.num_train_timesteps = num_train_timesteps

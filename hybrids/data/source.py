@@ -68,7 +68,8 @@ class Data:
         """Stored examples as models see them: float32, images 2v/(K-1) - 1 in [-1, 1]."""
         if self.levels is None:
             return x.float()
-        return x.float() * (2 / (self.levels - 1)) - 1
+        # In place: for small images the memory's speed is that of a batch.
+        return x.to(torch.float32, copy=True).mul_(2 / (self.levels - 1)).sub_(1)
 
     def card(self) -> dict[str, Any]:
         """What a run records of its data, enough to build its networks again."""
@@ -166,7 +167,7 @@ class Batches:
         while True:
             index = self._plan(self.consumed).to(self.device, non_blocking=True)
             if self.x is not None:
-                stored = self.x[index]
+                stored = self.x.index_select(0, index)
             else:
                 assert self._workers is not None
                 stored = self._workers.take(self.consumed).to(self.device, non_blocking=True)
@@ -195,7 +196,7 @@ class _Plan:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 0x9E3779B1 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + epoch) % 2**63)
         return torch.randperm(self.examples, generator=generator)
 
     def __call__(self, consumed: int) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Refusal", "is_main", "refusing"]
+__all__ = ["Refusal", "asked", "first_asked", "is_main", "refusing"]
 
 
 class Refusal(ValueError):
@@ -39,3 +42,24 @@ def refusing() -> Iterator[None]:
             for error in refusal.errors:
                 print(f"refused: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def asked(what: str) -> Iterator[None]:
+    """A ValueError in here is the user's to mend: a refusal, with the place it came from."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except ValueError as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})") from error
+
+
+def first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
+    """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
+    with asked(what):
+        first = next(steps, None)
+    if first is not None:
+        yield first
+        yield from steps

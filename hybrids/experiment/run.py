@@ -3,10 +3,9 @@
 import inspect
 import os
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,11 +20,11 @@ from . import checkpoint as disk
 from .logs import Gathered
 from .ranks import decide_on_main
 from .record import Record
-from .refusal import Refusal, refusing
+from .refusal import Refusal, asked, first_asked, refusing
 from .run_folder import claim, lock
 from .settings import Settings, parse, to_yaml
 from .signals import Signals
-from .stage import Stage, unmoved
+from .stage import Stage, check_moved
 from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
 
 __all__ = ["STOPPED", "experiment", "main"]
@@ -82,7 +81,7 @@ class _Run:
         resolution = settings.resolution
         if resolution is None and settings.data == "digits":
             resolution = settings.digits_resolution
-        with _asked("data"):
+        with asked("data"):
             self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
             self._batches()
         if self.data.is_image:
@@ -92,11 +91,11 @@ class _Run:
             )
         # All ranks build the same networks; noise is seeded per rank, later.
         _seed(settings.seed)
-        with _asked(f"recipe {recipe} with --data {settings.data}"):
+        with asked(f"recipe {recipe} with --data {settings.data}"):
             self.stages = build(settings, self.data)
         for stage in self.stages:
             stage.root().to(accelerator.device)
-        _check_moved(self.stages)
+        check_moved(self.stages)
         lengths = [stage.steps or settings.steps for stage in self.stages]
         self.ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
         default = Path("runs") / recipe / datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -184,9 +183,9 @@ class _Run:
         gathered = Gathered()
         if saved is not None and saved.step > first and saved.rank_tensors is not None:
             gathered.restore(saved.rank_tensors)
-        with _asked(f"stage {stage.name!r}"):
+        with asked(f"stage {stage.name!r}"):
             steps = train(stage.players, batches, self.accelerator, end - first, start - first)
-        steps = _first_asked(f"stage {stage.name!r}", steps)
+        steps = first_asked(f"stage {stage.name!r}", steps)
         bar = tqdm(
             total=end - first,
             initial=start - first,
@@ -266,7 +265,7 @@ class _Run:
         if ema is not None:
             load_weights(ema.module, saved.tensors.get("ema", weights(stage.model)), "the moving average")
             ema.n_averaged.fill_(saved.states["ema"]["updates"])
-        with _asked("--seed"):
+        with asked("--seed"):
             batches.load_state_dict(saved.states["batches"])
         self._go_on(saved)
 
@@ -277,42 +276,10 @@ class _Run:
             restore_random_numbers(self.accelerator.device, saved.rank_tensors, saved.rank_state)
 
 
-@contextmanager
-def _asked(what: str) -> Iterator[None]:
-    """A ValueError in here is the user's to mend: a refusal, with the place it came from."""
-    try:
-        yield
-    except Refusal:
-        raise
-    except ValueError as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})") from error
-
-
-def _first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
-    """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
-    with _asked(what):
-        first = next(steps, None)
-    if first is not None:
-        yield first
-        yield from steps
-
-
 def _options(settings: Settings) -> dict[str, Any]:
     """What the settings say of the data beyond its shape, where it is not the default."""
     names = ("horizontal_flip", "crop_padding", "skip_bad_images", "workers")
     return {name: value for name in names if (value := getattr(settings, name)) != getattr(Settings, name)}
-
-
-def _check_moved(stages: Sequence[Stage]) -> None:
-    errors = [
-        f"stage {stage.name!r}: no player moves {', '.join(names[:3])} ({len(names)} parameter(s) in all): let one "
-        "move it, or set its requires_grad to False"
-        for stage in stages
-        if (names := unmoved(stage))
-    ]
-    if errors:
-        raise Refusal(errors)
 
 
 def _seed(seed: int) -> None:

@@ -1,14 +1,15 @@
 """A stage: the part of a run that trains some players, and the model that it leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ..data import Batches
 from ..game import Player
+from .refusal import Refusal
 
-__all__ = ["Stage", "unmoved"]
+__all__ = ["Stage", "check_moved", "unmoved"]
 
 
 @dataclass
@@ -43,3 +44,15 @@ def unmoved(stage: Stage) -> list[str]:
     known: set[Tensor] = {p for player in stage.players for p in player.parameters_moved()}
     known.update(p for module in stage.still for p in module.parameters())
     return [name for name, p in stage.model.named_parameters() if p.requires_grad and p not in known]
+
+
+def check_moved(stages: Sequence[Stage]) -> None:
+    """Refuse a stage with a parameter that would stay as it was drawn (raises Refusal, with its name)."""
+    errors = [
+        f"stage {stage.name!r}: no player moves {', '.join(names[:3])} ({len(names)} parameter(s) in all): let one "
+        "move it, or set its requires_grad to False"
+        for stage in stages
+        if (names := unmoved(stage))
+    ]
+    if errors:
+        raise Refusal(errors)

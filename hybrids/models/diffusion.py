@@ -131,24 +131,29 @@ class Diffusion(nn.Module):
             return self.nll(x, cond)
         schedule = self.denoiser.schedule
         t, share = self.times(len(x), schedule, x.device, across_ranks=self.training)
+        drawn = t
         if self.timesteps is not None:
             t = (t * self.timesteps).floor().add(1).clamp(max=self.timesteps) / self.timesteps
         estimate, epsilon = self._estimate(x, t, cond, clip=False)
         x = wide(x)
         if callable(self.weighting):
-            name, error = "weighted", self._weighted(self.weighting(schedule.log_snr(t)), estimate, x, epsilon, t)
+            name, error = "weighted", self._weighted(self.weighting, estimate, x, epsilon, t)
         else:
             name, error = "simple", per_example((estimate.target(x, epsilon) - estimate.output).square())
         if self.training:
-            self.times.learn(t, error)
+            self.times.learn(drawn, error)
         return Terms({name: share.to(error) * error})
 
-    def _weighted(self, weight: Tensor, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
+    def _weighted(
+        self, weighting: WeightFunction, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor
+    ) -> Tensor:
         """w ‖ε - ε̂‖² (B,), by way of whichever of ε and x the network answers with more digits."""
+        # At an end, where λ is infinite, w SNR has a limit that ∞ × 0 would miss.
+        log_snr = self.denoiser.schedule.log_snr(t).clamp(-80, 80)
+        weight = weighting(log_snr)
         if estimate.prediction == "epsilon":
             return weight.to(x) * per_example((epsilon - estimate.epsilon).square())
-        snr = self.denoiser.schedule.log_snr(t).exp()
-        return (weight * snr).to(x) * per_example((x - estimate.mean).square())
+        return (weight * log_snr.exp()).to(x) * per_example((x - estimate.mean).square())
 
     def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """The bound with one random level: terms prior = L_T, diffusion, reconstruction = L_0. (B,) nats."""
@@ -195,7 +200,7 @@ class Diffusion(nn.Module):
         """-½ λ'(t) ‖ε - ε̂‖²: (B,). A learned schedule hears of it, to minimize its variance."""
         schedule = self.denoiser.schedule
         learned = isinstance(schedule, LearnedSchedule) and torch.is_grad_enabled()
-        with schedule.minimizing_variance() if learned else nullcontext([]) as heard:
+        with schedule.minimizing_variance() if learned else nullcontext([]) as heard:  # type: ignore[operator]
             estimate, epsilon = self._estimate(x, t, cond, clip=True)
             error = per_example((epsilon - estimate.epsilon).square())
             rate = (-0.5 * schedule.slope(t)).to(error) * error

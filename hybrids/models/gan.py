@@ -23,6 +23,8 @@ class GAN(nn.Module):
 
     def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n fakes (n, *event), differentiable in the generator's parameters."""
+        # The players move the generator, and nothing moves the prior to its device.
+        self.prior.to(next(self.generator.parameters()).device)
         return self.generator(self.prior.sample(n, generator=generator), cond).rsample(generator)
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:

@@ -57,7 +57,7 @@ class StandardNormal(nn.Module):
 
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(n, *shape)."""
-        return torch.randn(n, *self.shape, generator=generator, device=self.place.device)
+        return torch.randn(n, *self.shape, generator=generator, device=self.place.device, dtype=self.place.dtype)
 
 
 @full_precision()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import components.distributions
+import components.distributions.continuous
 import components.timesteps
 import hybrids.models.diffusion
 from components.denoisers import Denoiser
@@ -33,7 +33,7 @@ def fix(monkeypatch):
     def put(epsilon, u=None):
         noise = lambda x, generator=None: epsilon.to(x.dtype)  # noqa: E731
         monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
-        monkeypatch.setattr(components.distributions, "randn_like", noise)
+        monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
         if u is not None:
             for module in (components.timesteps, hybrids.models.diffusion):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)

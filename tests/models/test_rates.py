@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-import components.distributions
+import components.distributions.continuous
+import components.timesteps
 import hybrids.models.diffusion
 from components.denoisers import Denoiser
 from components.distributions import Delta, Normal, kl, kl_per_dimension
@@ -176,9 +177,10 @@ def test_the_rate_under_an_exact_diffusion_prior_is_the_kl_in_closed_form(monkey
     u, share = (torch.tensor(values) / 2 for values in numpy.polynomial.legendre.leggauss(200))
     signs = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64).repeat(200, 1)
     noise = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64).repeat(200, 1)
-    for module in (components.distributions, hybrids.models.diffusion):
+    for module in (components.distributions.continuous, hybrids.models.diffusion):
         monkeypatch.setattr(module, "randn_like", lambda x, generator=None: noise)
-    monkeypatch.setattr(hybrids.models.diffusion, "low_discrepancy", lambda *_, **__: (u + 0.5).repeat_interleave(4))
+    for module in (components.timesteps, hybrids.models.diffusion):
+        monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (u + 0.5).repeat_interleave(4))
     schedule = LogSNRLinearSchedule()
     prior = Diffusion(Denoiser(Best(schedule), schedule), 1)
     m, s = torch.tensor(mean, dtype=F64, requires_grad=True), torch.tensor(std, dtype=F64, requires_grad=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import components.distributions
+import components.distributions.continuous
 from components.decoders import MLPDecoder
 from components.denoisers import Denoiser
 from components.distributions import Implicit, Normal
@@ -46,7 +46,7 @@ def exact(vae, x, latent, monkeypatch, loss="nll"):
     """The loss of each x with its mean over ε taken exactly; needs log p(x|z) quadratic in z."""
     epsilon = points(latent)
     monkeypatch.setattr(
-        components.distributions,
+        components.distributions.continuous,
         "randn_like",
         lambda like, generator=None: epsilon.repeat(len(like) // len(epsilon), 1),
     )

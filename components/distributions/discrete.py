@@ -1,77 +1,27 @@
-"""What encoders, decoders and denoisers return: distributions over a whole event, in nats.
-
-The batch is the first dimension, the event is all others: `log_prob` and `entropy` are (B,), summed over the event.
-Parameters given in half precision are widened to float32. Every sampler takes a `torch.Generator`.
-"""
+"""Distributions over grey levels: two of them, or the K of a grid."""
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import wide
+from ..precision import wide
+from .continuous import Normal, per_example
 
-__all__ = [
-    "Bernoulli",
-    "Categorical",
-    "Delta",
-    "DiscretizedLogistic",
-    "DiscretizedNormal",
-    "Distribution",
-    "Implicit",
-    "Normal",
-    "grid",
-    "kl",
-    "kl_per_dimension",
-    "per_example",
-    "randn_like",
-]
+__all__ = ["Bernoulli", "Categorical", "DiscretizedLogistic", "DiscretizedNormal", "grid"]
 
 
-@runtime_checkable
-class Distribution(Protocol):
-    """A distribution over (B, *event); `Implicit` offers `rsample` only, and its other members raise."""
-
-    @property
-    def mean(self) -> Tensor:
-        """(B, *event)."""
-        ...
-
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (B, *event), differentiably in the parameters."""
-        ...
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """(B,) in nats."""
-        ...
-
-    def entropy(self) -> Tensor:
-        """(B,) in nats."""
-        ...
-
-
-def per_example(values: Tensor) -> Tensor:
-    """Sum (B, *event) over the event: (B,)."""
-    return values.flatten(1).sum(1) if values.ndim > 1 else values
-
-
-def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise like x; unlike `torch.randn_like` it takes a generator."""
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+def grid(levels: int, like: Tensor) -> Tensor:
+    """The values 2v/(K-1) - 1, v = 0 … K-1, that discrete data of K levels take in [-1, 1]: (K,)."""
+    return torch.linspace(-1, 1, levels, device=like.device, dtype=like.dtype)
 
 
 def _rand_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform noise in the open interval (0, 1), safe under log."""
     u = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return u.clamp(torch.finfo(x.dtype).tiny, 1 - torch.finfo(x.dtype).eps)
-
-
-def grid(levels: int, like: Tensor) -> Tensor:
-    """The values 2v/(K-1) - 1, v = 0 … K-1, that discrete data of K levels take in [-1, 1]: (K,)."""
-    return torch.linspace(-1, 1, levels, device=like.device, dtype=like.dtype)
 
 
 def _to_grid(y: Tensor, levels: int) -> Tensor:
@@ -93,53 +43,6 @@ def _entropy(log_mass: Callable[[Tensor], Tensor], like: Tensor, levels: int) ->
     values = grid(levels, like).view(-1, *[1] * like.ndim)
     masses = log_mass(values.expand(-1, *like.shape))
     return per_example(-(masses.exp() * masses).sum(0))
-
-
-class Normal:
-    """N(mean, diag std²): log p(y) = -½ Σ ((y - mean)²/std² + log 2π std²).
-
-    Arguments: mean (B, *event); std > 0, broadcastable to it. A std of 0 can be sampled from, but has no density.
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor | float) -> None:
-        self.mean = wide(mean)
-        self.std = torch.as_tensor(std, dtype=self.mean.dtype, device=mean.device)
-
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std ε (B, *event), ε ~ N(0, I)."""
-        return self.mean + self.std * randn_like(self.mean, generator)
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """(B,) nats."""
-        squares = ((wide(y) - self.mean) / self.std).square()
-        return per_example(-0.5 * (squares + math.log(2 * math.pi)) - self.std.log())
-
-    def entropy(self) -> Tensor:
-        """½ Σ log 2πe std²: (B,) nats."""
-        return per_example(0.5 * math.log(2 * math.pi * math.e) + self.std.log().expand_as(self.mean))
-
-
-class Delta:
-    """All mass on one point: what a deterministic decoder or a GAN's generator returns.
-
-    `log_prob` is the log of the mass at y, 0 or -inf, not a density; its entropy is 0 in the same sense.
-    """
-
-    def __init__(self, mean: Tensor) -> None:
-        self.mean = wide(mean)
-
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """The point itself (B, *event)."""
-        return self.mean
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """(B,): 0 where y is the point, else -inf."""
-        same = (y == self.mean).flatten(1).all(1)
-        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device).masked_fill(~same, -math.inf)
-
-    def entropy(self) -> Tensor:
-        """(B,): 0."""
-        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
 
 
 class Bernoulli:
@@ -292,62 +195,3 @@ class Categorical:
 
     def _values(self) -> Tensor:
         return grid(self.levels, self.log_mass).view(-1, *[1] * (self.log_mass.ndim - 2))
-
-
-class Implicit:
-    """A distribution that can only be sampled: what a GAN knows of its own data.
-
-    Arguments: draw, a function of a generator (or None) that returns (B, *event); name, said in the errors.
-    """
-
-    def __init__(self, draw: Callable[[torch.Generator | None], Tensor], name: str) -> None:
-        self.draw, self.name = draw, name
-
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """(B, *event)."""
-        return self.draw(generator)
-
-    @property
-    def mean(self) -> Tensor:
-        """Raises TypeError."""
-        raise self._refusal("mean")
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Raises TypeError."""
-        raise self._refusal("log_prob")
-
-    def entropy(self) -> Tensor:
-        """Raises TypeError."""
-        raise self._refusal("entropy")
-
-    def _refusal(self, what: str) -> TypeError:
-        return TypeError(f"{self.name} is an implicit distribution: it has rsample, but no {what}; use samples instead")
-
-
-def kl_per_dimension(q: Normal, p: Normal) -> Tensor:
-    """KL(q ‖ p) of two diagonal Gaussians, before the sum: ½ (r² + (μ_q - μ_p)²/σ_p² - 1 - log r²), r = σ_q/σ_p.
-
-    Returns (B, *event) in nats. Kingma & Welling 2013, 1312.6114, appendix B.
-    """
-    ratio = (q.std / p.std).square()
-    return 0.5 * (ratio + ((q.mean - p.mean) / p.std).square() - 1 - ratio.log())
-
-
-def kl(q: Distribution, p: Distribution, samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
-    """KL(q ‖ p) in nats (B,): in closed form where there is one, else by Monte Carlo.
-
-    Closed: Normal with Normal, Bernoulli with Bernoulli, Categorical with Categorical. Otherwise the mean of
-    log q(y) - log p(y) over `samples` reparameterized draws y ~ q: unbiased, and it may be negative.
-    Raises TypeError where q or p has no density.
-    """
-    if isinstance(q, Normal) and isinstance(p, Normal):
-        return per_example(kl_per_dimension(q, p).expand_as(q.mean))
-    if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
-        cross = F.binary_cross_entropy_with_logits(p.logits, torch.sigmoid(q.logits), reduction="none")
-        return per_example(cross) - q.entropy()
-    if isinstance(q, Categorical) and isinstance(p, Categorical):
-        return per_example((q.log_mass.exp() * (q.log_mass - p.log_mass)).sum(1))
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; got {samples}")
-    draws = [q.rsample(generator) for _ in range(samples)]
-    return torch.stack([q.log_prob(y) - p.log_prob(y) for y in draws]).mean(0)

@@ -1,0 +1,121 @@
+"""The protocol, the Gaussian, the point, and what can only be sampled."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..precision import wide
+
+__all__ = ["Delta", "Distribution", "Implicit", "Normal", "per_example", "randn_like"]
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A distribution over (B, *event); `Implicit` offers `rsample` only, and its other members raise."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, *event)."""
+        ...
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw (B, *event), differentiably in the parameters."""
+        ...
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) in nats."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """(B,) in nats."""
+        ...
+
+
+def per_example(values: Tensor) -> Tensor:
+    """Sum (B, *event) over the event: (B,)."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise like x; unlike `torch.randn_like` it takes a generator."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+class Normal:
+    """N(mean, diag std²): log p(y) = -½ Σ ((y - mean)²/std² + log 2π std²).
+
+    Arguments: mean (B, *event); std > 0, broadcastable to it. A std of 0 can be sampled from, but has no density.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor | float) -> None:
+        self.mean = wide(mean)
+        self.std = torch.as_tensor(std, dtype=self.mean.dtype, device=mean.device)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std ε (B, *event), ε ~ N(0, I)."""
+        return self.mean + self.std * randn_like(self.mean, generator)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,) nats."""
+        squares = ((wide(y) - self.mean) / self.std).square()
+        return per_example(-0.5 * (squares + math.log(2 * math.pi)) - self.std.log())
+
+    def entropy(self) -> Tensor:
+        """½ Σ log 2πe std²: (B,) nats."""
+        return per_example(0.5 * math.log(2 * math.pi * math.e) + self.std.log().expand_as(self.mean))
+
+
+class Delta:
+    """All mass on one point: what a deterministic decoder or a GAN's generator returns.
+
+    `log_prob` is the log of the mass at y, 0 or -inf, not a density; its entropy is 0 in the same sense.
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = wide(mean)
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The point itself (B, *event)."""
+        return self.mean
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """(B,): 0 where y is the point, else -inf."""
+        same = (y == self.mean).flatten(1).all(1)
+        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device).masked_fill(~same, -math.inf)
+
+    def entropy(self) -> Tensor:
+        """(B,): 0."""
+        return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+
+
+class Implicit:
+    """A distribution that can only be sampled: what a GAN knows of its own data.
+
+    Arguments: draw, a function of a generator (or None) that returns (B, *event); name, said in the errors.
+    """
+
+    def __init__(self, draw: Callable[[torch.Generator | None], Tensor], name: str) -> None:
+        self.draw, self.name = draw, name
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *event)."""
+        return self.draw(generator)
+
+    @property
+    def mean(self) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("mean")
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("log_prob")
+
+    def entropy(self) -> Tensor:
+        """Raises TypeError."""
+        raise self._refusal("entropy")
+
+    def _refusal(self, what: str) -> TypeError:
+        return TypeError(f"{self.name} is an implicit distribution: it has rsample, but no {what}; use samples instead")
