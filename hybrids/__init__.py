@@ -13,6 +13,7 @@ from .ema import EMA
 from .experiment import load
 from .game import Player, train, warmup_cosine
 from .models import GAN, VAE, Diffusion, StandardNormal, rate
+from .probe import probe
 from .terms import Terms
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StandardNormal",
     "Terms",
     "load",
+    "probe",
     "rate",
     "train",
     "warmup_cosine",

@@ -10,9 +10,19 @@ from components.backbones import MLP, UNet
 from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
+from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
+from components.weightings import min_snr, p2
 from hybrids import Diffusion, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
+
+WEIGHTINGS = {"simple": "simple", "likelihood": "likelihood", "min_snr": min_snr(), "p2": p2()}
+TIMES = {
+    "uniform": UniformTimes,
+    "log_snr": UniformLogSNRTimes,
+    "log_normal": LogNormalTimes,
+    "loss_aware": LossAwareTimes,
+}
 
 
 @dataclass
@@ -24,6 +34,8 @@ class Settings(experiment.Settings):
     )  # fmt: skip
     timesteps: int = setting(1000, "T, the levels of the chain.", at_least=1)
     prediction: Literal["epsilon", "sample", "v_prediction"] = setting("epsilon", "What the network predicts.")
+    weighting: Literal["simple", "min_snr", "p2", "likelihood"] = setting("simple", "Weight of a noise level.")
+    times: Literal["uniform", "log_snr", "log_normal", "loss_aware"] = setting("uniform", "Which t it trains on.")
     variance: Literal["small", "large"] = setting("small", "Variance of p(x_s|x_t).")
     sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
     sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
@@ -64,6 +76,8 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         data.shape,
         levels=data.levels,
         timesteps=settings.timesteps,
+        weighting=WEIGHTINGS[settings.weighting],
+        times=TIMES[settings.times](),
         sampler={"ancestral": ancestral, "ddim": ddim}[settings.sampler],
         sample_steps=settings.sample_steps,
     )
