@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.losses import hinge, non_saturating, relativistic
+from components.losses import hinge, non_saturating, relativistic, wasserstein
 from hybrids.critic import Critic
 
 F64 = torch.float64
@@ -145,6 +145,29 @@ def test_row_11_lazy_penalties_have_the_same_expected_gradient(lazy):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("lazy", [1, 5])
+def test_row_12_the_gradient_penalty_of_a_linear_critic_is_that_of_its_norm(lazy):
+    critic = Critic(Linear(), wasserstein, gp=10.0, lazy=lazy)
+    real, fake = torch.randn(2, 6, 5, dtype=F64)
+    weight, values = critic.tell(real, fake, step=0)["gp"]
+    expected = 10.0 * lazy * (critic.discriminator.w.norm().item() - 1) ** 2
+    assert values.shape == (6,) and weight * values.mean().item() == pytest.approx(expected, rel=1e-10)
+    with torch.no_grad():
+        critic.discriminator.w /= critic.discriminator.w.norm()
+    assert critic.tell(real, fake, step=0)["gp"][1].abs().max() < 1e-10
+    assert ("gp" in critic.tell(real, fake, step=1)) == (lazy == 1)
+
+
+def test_a_gradient_penalty_reaches_the_parameters_through_augmentation_and_what_is_given():
+    critic = Critic(Patches(), wasserstein, gp=10.0, augment=lambda x: 0.5 * x)
+    real, fake = images()
+    weight, values = critic.tell(real, fake, t=torch.rand(4))["gp"]
+    gradients = torch.autograd.grad(values.mean(), list(critic.parameters()), allow_unused=True)
+    assert weight == 10.0 and gradients[0].abs().sum() > 0
+    with torch.no_grad():
+        assert "gp" not in critic.tell(real, fake)
+
+
 def test_lazy_penalties_appear_at_every_kth_step():
     critic = Critic(Linear(), r1=3.0, lazy=4)
     has = ["r1" in critic.tell(*torch.randn(2, 6, 5, dtype=F64), step=step) for step in range(9)]
@@ -240,6 +263,7 @@ def test_the_dirac_gan_turns_in_circles_and_penalties_damp_it(pair, penalties, g
 @pytest.mark.parametrize("settings, message", [
     ({"r1": -1.0}, "r1 and r2 must not be negative; got -1.0 and 0.0"),
     ({"r2": -1.0}, "r1 and r2 must not be negative; got 0.0 and -1.0"),
+    ({"gp": -1.0}, "gp must not be negative; got -1.0"),
     ({"lazy": 0}, "lazy must be at least 1; got 0"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -5,10 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from components.losses import hinge, non_saturating, relativistic, squared_gradient
+from components.losses import (
+    gradient_penalty,
+    hinge,
+    least_squares,
+    minimax,
+    non_saturating,
+    relativistic,
+    squared_gradient,
+    wasserstein,
+)
 
 F64 = torch.float64
-PAIRS = pytest.mark.parametrize("pair", [non_saturating, hinge, relativistic], ids=lambda pair: pair.name)
+ALL = [non_saturating, minimax, least_squares, wasserstein, hinge, relativistic]
+PAIRS = pytest.mark.parametrize("pair", ALL, ids=lambda pair: pair.name)
 
 # A fine grid for integrals over the line, for two Gaussians N(0, 1) and N(shift, 1).
 Y = torch.linspace(-12, 14, 20_001, dtype=F64)
@@ -85,6 +95,7 @@ def test_row_8_a_trained_discriminator_finds_the_ratio():
 
 @pytest.mark.parametrize("pair, of_discriminator, of_generator", [
     (non_saturating, 1.386294, 0.693147), (relativistic, 0.693147, 0.693147), (hinge, 2.0, 0.0),
+    (minimax, 1.386294, -0.693147), (least_squares, 0.5, 0.5), (wasserstein, 0.0, 0.0),
 ], ids=lambda value: getattr(value, "name", None))  # fmt: skip
 def test_losses_at_equilibrium(pair, of_discriminator, of_generator):
     zero = torch.zeros(3, dtype=F64)
@@ -97,28 +108,34 @@ def test_row_10_both_generator_losses_pull_in_one_direction_at_one_sample():
     fake = torch.randn(1, 3, dtype=F64, requires_grad=True)
     logit = network(fake)[:, 0]
     (ours,) = torch.autograd.grad(non_saturating.generator(logit).sum(), fake, retain_graph=True)
-    (minimax,) = torch.autograd.grad(torch.log(1 - torch.sigmoid(logit)).sum(), fake, retain_graph=True)
-    assert F.cosine_similarity(ours, minimax).item() == pytest.approx(1, abs=1e-10)
+    (other,) = torch.autograd.grad(minimax.generator(logit).sum(), fake, retain_graph=True)
+    assert minimax.generator(logit).item() == pytest.approx(math.log(1 - torch.sigmoid(logit).item()), rel=1e-9)
+    assert F.cosine_similarity(ours, other).item() == pytest.approx(1, abs=1e-10)
     # 1 - D against D: the minimax gradient vanishes where the critic is sure of a fake.
-    assert (ours.norm() / minimax.norm()).item() == pytest.approx(math.exp(-logit.item()), rel=1e-9)
+    assert (ours.norm() / other.norm()).item() == pytest.approx(math.exp(-logit.item()), rel=1e-9)
 
 
 def test_row_10_both_generator_losses_stand_still_where_the_critic_is_flat():
-    fake = torch.randn(4, 3, dtype=F64, requires_grad=True)
-    flat = (fake * 0).sum(1)
-    (gradient,) = torch.autograd.grad(non_saturating.generator(flat).sum(), fake)
-    assert not gradient.any()
+    for pair in (non_saturating, minimax):
+        fake = torch.randn(4, 3, dtype=F64, requires_grad=True)
+        flat = (fake * 0).sum(1)
+        (gradient,) = torch.autograd.grad(pair.generator(flat).sum(), fake)
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("pair, real, fake", [
     (non_saturating, -0.3, -0.7), (hinge, -0.3, -0.7), (relativistic, -0.3, -0.7), (hinge, 2.0, -2.0),
     (non_saturating, 30.0, 40.0), (relativistic, 3.0, 2.0),
+    (minimax, -0.3, -0.7), (minimax, 30.0, 40.0), (least_squares, 0.8, -1.5), (wasserstein, 0.8, -1.5),
 ])  # fmt: skip
 def test_the_formulas(pair, real, fake):
     a, b = torch.tensor([real], dtype=F64), torch.tensor([fake], dtype=F64)
     softplus = lambda x: math.log1p(math.exp(-abs(x))) + max(x, 0)  # noqa: E731
     expected = {
         "non_saturating": (softplus(-real) + softplus(fake), softplus(-fake)),
+        "minimax": (softplus(-real) + softplus(fake), -softplus(fake)),
+        "least_squares": (((real - 1) ** 2 + fake**2) / 2, (fake - 1) ** 2 / 2),
+        "wasserstein": (fake - real, -fake),
         "hinge": (max(1 - real, 0) + max(1 + fake, 0), -fake),
         "relativistic": (softplus(-(real - fake)), softplus(-(fake - real))),
     }[pair.name]
@@ -128,7 +145,7 @@ def test_the_formulas(pair, real, fake):
 
 @PAIRS
 def test_the_critic_gains_from_higher_real_and_the_generator_from_higher_fake(pair):
-    real, fake = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    real, fake = (torch.full((3,), 0.5, requires_grad=True) for _ in range(2))
     on_real, on_fake = torch.autograd.grad(pair.discriminator(real, fake).sum(), (real, fake))
     assert (on_real < 0).all() and (on_fake > 0).all()
     assert (torch.autograd.grad(pair.generator(fake, real).sum(), fake)[0] < 0).all()
@@ -161,7 +178,66 @@ def test_a_relativistic_generator_without_real_is_refused():
         ValueError, match="the relativistic loss compares fake with real: the generator's turn needs real"
     ):
         relativistic.generator(torch.zeros(3))
-    assert non_saturating.generator(torch.zeros(3)).shape == hinge.generator(torch.zeros(3)).shape == (3,)
+    for pair in ALL:
+        assert pair.relativistic or pair.generator(torch.zeros(3)).shape == (3,)
+
+
+# Other pairs
+
+
+def test_the_minimax_game_is_one_value_that_both_sides_pull_at():
+    """What the critic minimizes is minus what the generator does, but for what only the critic sees."""
+    real, fake = torch.randn(2, 5, dtype=F64)
+    value = -minimax.discriminator(real, fake)
+    torch.testing.assert_close(value - minimax.generator(fake), F.logsigmoid(real), rtol=1e-9, atol=1e-12)
+
+
+def test_the_best_least_squares_critic_gives_the_share_of_real():
+    """D* = p/(p+q) (Mao 2016, eq. 5 with a = 0, b = 1), where its loss is ½ ∫ pq/(p + q)."""
+    p, q = density(0.0), density(1.0)
+
+    def loss(logits):
+        zero = torch.zeros_like(logits)
+        on_real = least_squares.of_discriminator(logits, zero)
+        on_fake = least_squares.of_discriminator(zero + 1, logits)
+        return torch.trapezoid(p * on_real + q * on_fake, Y).item()
+
+    best = p / (p + q)
+    assert loss(best) == pytest.approx(0.5 * torch.trapezoid(p * q / (p + q), Y).item(), rel=1e-9)
+    for change in (torch.ones_like(Y), Y.sin()):
+        assert loss(best) < min(loss(best + 0.01 * change), loss(best - 0.01 * change))
+
+
+@pytest.mark.parametrize("real, fake", [
+    (torch.tensor([[3.0, -4.0]]), torch.zeros(1, 2)),  # two Diracs, 5 apart
+    (torch.randn(50, 2) + torch.tensor([3.0, -4.0]), None),  # two clouds of one shape
+])  # fmt: skip
+def test_row_13_the_best_critic_s_value_is_the_shift(real, fake):
+    """Of the 1-Lipschitz D(x) = w·x, |w| <= 1, the one along the shift has it, and none has more."""
+    real = real.double()
+    fake = real - torch.tensor([3.0, -4.0]) if fake is None else fake.double()
+
+    def value(w):
+        return -wasserstein.discriminator(real @ w, fake @ w).mean().item()
+
+    assert value(torch.tensor([0.6, -0.8], dtype=F64)) == pytest.approx(5, abs=1e-9)
+    angles = torch.linspace(0, 2 * math.pi, 101, dtype=F64)
+    assert all(value(torch.stack([a.cos(), a.sin()])) <= 5 + 1e-9 for a in angles)
+
+
+def test_row_13_with_a_penalty_the_critic_overshoots_by_a_known_slope():
+    """Max of wθ - λ (|w| - 1)²: w = 1 + θ/2λ, so the value θ w falls to the shift as λ grows. Trained, to 1e-3."""
+    real, fake = torch.full((1, 1), 2.0, dtype=F64), torch.zeros(1, 1, dtype=F64)
+    for strength in (10.0, 1000.0):
+        w = torch.ones(1, dtype=F64, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr=0.4 / strength)
+        for _ in range(60):
+            loss = wasserstein.discriminator(real @ w, fake @ w).mean()
+            optimizer.zero_grad()
+            (loss + strength * gradient_penalty(lambda x: x @ w, real, fake).mean()).backward()  # noqa: B023
+            optimizer.step()
+        assert w.item() == pytest.approx(1 + 2 / (2 * strength), abs=1e-9)
+    assert (real @ w - fake @ w).item() == pytest.approx(2, abs=3e-3)
 
 
 # Penalties
@@ -183,6 +259,50 @@ def test_row_12_the_gradient_penalty_of_a_linear_critic_of_unit_norm_is_zero():
     w = F.normalize(torch.randn(5, dtype=F64), dim=0)
     x = torch.randn(4, 5, dtype=F64, requires_grad=True)
     assert ((squared_gradient(x @ w, x).sqrt() - 1).square() < 1e-10).all()
+    for scale in (1.0, 3.0, 0.0):
+        found = gradient_penalty(lambda x: scale * x @ w, x, torch.randn(4, 5, dtype=F64))  # noqa: B023
+        torch.testing.assert_close(found, torch.full((4,), (scale - 1) ** 2, dtype=F64), rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_penalty_looks_between_real_and_fake():
+    """Where D = ½ ‖x‖² it is (‖x̃‖ - 1)²: x̃ is on the segment, at a uniform place for each example."""
+    real, fake = torch.tensor([[3.0, 0.0]]).expand(1000, 2), torch.tensor([[5.0, 0.0]]).expand(1000, 2)
+    norm = gradient_penalty(lambda x: 0.5 * x.square().sum(1), real, fake).sqrt() + 1
+    place = ((norm - 3) / 2).sort().values
+    assert place[0] >= 0 and place[-1] <= 1
+    assert (place - torch.arange(1000) / 1000).abs().max() < 1.95 / math.sqrt(1000) + 1e-3  # Kolmogorov's
+    one, same, other = (
+        gradient_penalty(lambda x: x.square().sum(1), real, fake, torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_a_gradient_penalty_reaches_the_critic_alone_and_is_finite_where_it_is_flat():
+    w = torch.zeros(5, dtype=F64, requires_grad=True)
+    real, fake = (torch.randn(4, 5, dtype=F64, requires_grad=True) for _ in range(2))
+    gradient_penalty(lambda x: x @ w, real, fake).mean().backward()
+    assert real.grad is None and fake.grad is None and w.grad.isfinite().all()
+    w = torch.full((5,), 2.0, dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gradient_penalty(lambda x: x @ w, real, fake).mean(), w)
+    torch.testing.assert_close(gradient, (2 * (w.norm() - 1) * w / w.norm()).detach(), rtol=1e-10, atol=0)
+
+
+def test_a_gradient_penalty_of_patches_is_of_their_sum_and_widens():
+    real, fake = torch.randn(2, 3, 1, 6, 6)
+    weight, seed = torch.randn(1, 1, 3, 3), torch.Generator().manual_seed
+    patches, summed = (
+        gradient_penalty(lambda x: pool(F.conv2d(x, weight)), real, fake, seed(1))  # noqa: B023
+        for pool in (lambda h: h, lambda h: h.sum((1, 2, 3)))
+    )
+    torch.testing.assert_close(patches, summed)
+    found = gradient_penalty(lambda x: F.conv2d(x, weight), real.bfloat16(), fake.bfloat16())
+    assert found.shape == (3,) and found.dtype == torch.float32
+
+
+def test_a_gradient_penalty_of_unequal_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"real and fake must be of one shape; got \(4, 5\) and \(3, 5\)"):
+        gradient_penalty(lambda x: x.sum(1), torch.randn(4, 5), torch.randn(3, 5))
 
 
 def test_patches_are_summed():

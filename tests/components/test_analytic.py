@@ -1,0 +1,140 @@
+import pytest
+import torch
+
+from components.analytic import GaussianMean, MixtureMean
+from components.denoisers import Denoiser
+from components.schedules import (
+    BetaSchedule,
+    CosineSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    LogSNRLinearSchedule,
+    ShiftedSchedule,
+    VarianceExplodingSchedule,
+)
+
+F64 = torch.float64
+ON_EACH = pytest.mark.parametrize(
+    "schedule",
+    [
+        LogSNRLinearSchedule(8.0, -6.0), CosineSchedule(), BetaSchedule(), FlowSchedule(),
+        VarianceExplodingSchedule(), EDMSchedule(), ShiftedSchedule(VarianceExplodingSchedule(0.01, 1.0), 3.0),
+    ],
+    ids=["log-SNR linear", "cosine", "table", "flow", "exploding", "EDM", "exploding, shifted"],
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+M = torch.tensor([0.5, -1.0, 0.25], dtype=F64)
+A = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.3, 0.2, 0.1]], dtype=F64)
+SIGMA = A @ A.T
+MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [3.0, -2.0], [0.0, 2.0]], dtype=F64)
+NORMAL = torch.distributions.MultivariateNormal
+
+
+def noised(schedule, d, n=6):
+    """x_t where its density is, t, α and σ."""
+    t = torch.rand(n, dtype=F64) * 0.9 + 0.05
+    alpha, sigma = (c[:, None] for c in schedule.alpha_sigma(t))
+    x_t = alpha * torch.randn(n, d, dtype=F64) + sigma * torch.randn(n, d, dtype=F64)
+    return x_t.requires_grad_(), t, alpha, sigma
+
+
+def denoiser(kind, schedule):
+    if kind == "gaussian":
+        return Denoiser(GaussianMean(schedule, M, SIGMA), schedule, "sample")
+    return Denoiser(MixtureMean(schedule, MEANS, 0.3), schedule, "sample")
+
+
+@ON_EACH
+def test_rows_19_and_21_the_gaussian_s_mean_and_score(schedule):
+    x_t, t, alpha, sigma = noised(schedule, 3)
+    covariance = alpha[..., None] ** 2 * SIGMA + sigma[..., None] ** 2 * torch.eye(3, dtype=F64)
+    found = denoiser("gaussian", schedule)(x_t, t)
+    gain = alpha[..., None] * SIGMA @ torch.linalg.inv(covariance)
+    expected = M + (gain @ (x_t - alpha * M)[..., None])[..., 0]
+    torch.testing.assert_close(found.mean, expected, rtol=1e-10, atol=1e-10)
+    (score,) = torch.autograd.grad(NORMAL(alpha * M, covariance).log_prob(x_t).sum(), x_t)
+    torch.testing.assert_close(found.score, score, rtol=1e-8, atol=1e-10)
+
+
+@ON_EACH
+def test_row_20_the_mixture_s_score_is_autograd_s(schedule):
+    x_t, t, alpha, sigma = noised(schedule, 2, 50)
+    std = ((0.3 * alpha) ** 2 + sigma**2).sqrt()
+    parts = torch.distributions.Normal(alpha[..., None] * MEANS, std[..., None])
+    log_q = parts.log_prob(x_t[:, None]).sum(-1).logsumexp(1)
+    (score,) = torch.autograd.grad(log_q.sum(), x_t)
+    found = denoiser("mixture", schedule)(x_t, t)
+    torch.testing.assert_close(found.score, score, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.mean, (x_t + sigma**2 * score) / alpha, rtol=1e-8, atol=1e-8)
+
+
+def test_row_22_denoising_and_explicit_score_matching_have_one_gradient():
+    """Of a linear score s(x_t) = -G x_t on N(0, Σ), exactly: over points with the moments of (x, ε)."""
+    points = 6**0.5 * torch.cat([torch.eye(6, dtype=F64), -torch.eye(6, dtype=F64)])
+    x, epsilon = points[:, :3] @ A.T, points[:, 3:]
+    schedule, t = LogSNRLinearSchedule(), 0.6
+    alpha, sigma = schedule.alpha_sigma(t)
+    x_t = alpha * x + sigma * epsilon
+    score = Denoiser(GaussianMean(schedule, 0 * M, SIGMA), schedule, "sample")(x_t, t).score
+    gain = torch.randn(3, 3, dtype=F64, requires_grad=True)
+    targets = (-epsilon / sigma, score)
+    one, other = (torch.autograd.grad((x_t @ -gain - y).square().sum(1).mean(), gain)[0] for y in targets)
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_a_mixture_of_one_is_a_gaussian():
+    schedule = EDMSchedule()
+    x_t, t, *_ = noised(schedule, 3)
+    one = GaussianMean(schedule, M, 0.09 * torch.eye(3, dtype=F64))
+    torch.testing.assert_close(one(x_t, t), MixtureMean(schedule, M[None], 0.3)(x_t, t), rtol=1e-10, atol=1e-10)
+
+
+def test_points_and_flat_gaussians_are_allowed():
+    schedule = LogSNRLinearSchedule()
+    x_t = torch.randn(5, 2, dtype=F64)
+    point = MixtureMean(schedule, MEANS, 0.0)(schedule.marginal(MEANS, 0.05).mean, 0.05)
+    torch.testing.assert_close(point, MEANS, rtol=1e-9, atol=1e-9)
+    flat = GaussianMean(schedule, torch.zeros(2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))(x_t, 0.3)
+    assert (flat[:, 1] == 0).all() and (flat[:, 0] != 0).all()
+
+
+@pytest.mark.parametrize("kind, d", [("gaussian", 3), ("mixture", 2)])
+def test_a_time_is_a_float_a_scalar_or_a_batch(kind, d):
+    schedule = CosineSchedule()
+    x_t, network = torch.randn(4, d, dtype=F64), denoiser(kind, schedule).backbone
+    batch = network(x_t, torch.full((4,), 0.3, dtype=F64))
+    for t in (0.3, torch.tensor(0.3, dtype=F64)):
+        torch.testing.assert_close(network(x_t, t), batch, rtol=1e-12, atol=1e-12)
+    t = torch.rand(4, dtype=F64)
+    for i in range(4):
+        torch.testing.assert_close(network(x_t, t)[i], network(x_t[i : i + 1], t[i])[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind, d", [("gaussian", 3), ("mixture", 2)])
+def test_the_type_is_that_of_x_t_widened(kind, d):
+    network = denoiser(kind, CosineSchedule()).backbone
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)):
+        assert network(torch.ones(2, d, dtype=dtype), 0.5).dtype == expected
+
+
+def test_pure_noise_is_answered_with_the_mean():
+    x_t = torch.randn(4, 3, dtype=F64)
+    torch.testing.assert_close(denoiser("gaussian", CosineSchedule())(x_t, 1.0).mean, M.expand(4, 3))
+    torch.testing.assert_close(denoiser("mixture", FlowSchedule())(x_t[:, :2], 1.0).mean, MEANS.mean(0).expand(4, 2))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: GaussianMean(CosineSchedule(), M, SIGMA[:2]), r"covariance \(D, D\); got \(3,\) and \(2, 3\)"),
+    (lambda: GaussianMean(CosineSchedule(), M[None], SIGMA), r"mean must be \(D,\) and covariance .*; got \(1, 3\)"),
+    (lambda: MixtureMean(CosineSchedule(), M, 0.1), r"means must be \(K, D\) and std not negative; got \(3,\) and 0.1"),
+    (lambda: MixtureMean(CosineSchedule(), MEANS, -0.1), r"got \(4, 2\) and -0.1"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+
+from components.denoisers import Estimate
+from components.schedules import LogSNRLinearSchedule, over
+from components.weightings import edm, min_snr, p2, simple
+
+F64 = torch.float64
+LAMBDA = torch.linspace(-20, 20, 81, dtype=F64)
+SNR = LAMBDA.exp()
+EVERY = pytest.mark.parametrize(
+    "weight", [simple, min_snr(), min_snr(0.3), p2(), p2(0.5, 2.0), edm(), edm(1.7)], ids=str
+)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@EVERY
+def test_a_weight_is_one_positive_number_an_example(weight):
+    found = weight(LAMBDA)
+    assert found.shape == LAMBDA.shape and found.dtype == F64 and (found > 0).all() and found.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 5.0])
+def test_min_snr_is_its_formula(gamma):
+    torch.testing.assert_close(min_snr(gamma)(LAMBDA), SNR.clamp(max=gamma) / SNR, rtol=1e-12, atol=0)
+    assert min_snr(gamma)(torch.tensor([-math.inf, math.inf], dtype=F64)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("gamma, k", [(1.0, 1.0), (0.5, 1.0), (2.0, 0.1)])
+def test_p2_is_its_formula(gamma, k):
+    torch.testing.assert_close(p2(gamma, k)(LAMBDA), 1 / (k + SNR) ** gamma, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.7])
+def test_edm_is_its_formula_on_the_loss_of_x(sigma_data):
+    """w SNR = (σ² + σ_d²)/(σ σ_d)²."""
+    sigma = (-LAMBDA / 2).exp()
+    expected = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    torch.testing.assert_close(edm(sigma_data)(LAMBDA) * SNR, expected, rtol=1e-12, atol=0)
+
+
+def test_weights_that_coincide():
+    assert (simple(LAMBDA) == 1).all() and torch.equal(p2(0.0)(LAMBDA), simple(LAMBDA))
+    # the loss of v has SNR + 1 on x, as p2 with γ = 1 takes off, and as EDM's for data of unit variance has
+    torch.testing.assert_close(edm(1.0)(LAMBDA), (1 + SNR) / SNR, rtol=1e-12, atol=0)
+    torch.testing.assert_close(p2()(LAMBDA) * edm(1.0)(LAMBDA), 1 / SNR, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("weight, on_x, on_v", [
+    (min_snr(5.0), lambda snr: snr.clamp(max=5), lambda snr: snr.clamp(max=5) / (snr + 1)),
+    (p2(), lambda snr: snr / (1 + snr), lambda snr: snr / (1 + snr) ** 2),
+    (edm(0.5), lambda snr: snr + 4, lambda snr: (snr + 4) / (snr + 1)),
+    (simple, lambda snr: snr, lambda snr: snr / (1 + snr)),
+], ids=["min_snr", "p2", "edm", "simple"])  # fmt: skip
+def test_row_27_the_weights_on_the_losses_of_x_and_of_v(weight, on_x, on_v):
+    x, epsilon, output = torch.randn(3, 9, 4, dtype=F64)
+    schedule = LogSNRLinearSchedule()
+    t = torch.rand(9, dtype=F64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    found = Estimate(over(alpha, x) * x + over(sigma, x) * epsilon, alpha, sigma, "sample", output)
+    v = over(alpha, x) * epsilon - over(sigma, x) * x
+    weighted = weight(schedule.log_snr(t)) * (epsilon - found.epsilon).square().sum(1)
+    snr = schedule.log_snr(t).exp()
+    torch.testing.assert_close(weighted, on_x(snr) * (x - found.mean).square().sum(1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(weighted, on_v(snr) * (v - found.v).square().sum(1), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: min_snr(0.0), "gamma must be above 0; got 0.0"),
+    (lambda: min_snr(math.nan), "gamma must be above 0; got nan"),
+    (lambda: p2(-1.0), "gamma must not be negative and k must be above 0; got -1.0 and 1.0"),
+    (lambda: p2(1.0, 0.0), "gamma must not be negative and k must be above 0; got 1.0 and 0.0"),
+    (lambda: edm(0.0), "sigma_data must be above 0; got 0.0"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

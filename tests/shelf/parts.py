@@ -1,0 +1,240 @@
+"""Every part of the shelf inside a small model: PARTS maps a name to a function that returns (players, batch)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from inside import (
+    CLASSES,
+    FEATURES,
+    IMAGE,
+    LATENT,
+    LEVELS,
+    PHOTOGRAPH,
+    SEQUENCE,
+    WIDTH,
+    Autoencoder,
+    Game,
+    Noisy,
+    augmented,
+    batch,
+    denoising_gan,
+    diffusion,
+    distilled,
+    dropped,
+    gan,
+    labelled,
+    latent_map,
+    one,
+    painter,
+    perceptual,
+    pictures,
+    residual_critic,
+    self_conditioned,
+    unet,
+    vae,
+)
+
+from components.analytic import GaussianMean, MixtureMean
+from components.augmentations import DiffAugment
+from components.backbones import MLP
+from components.bottlenecks import FSQ, VQ
+from components.critics import FeatureDiscriminator, MultiScaleDiscriminator
+from components.decoders import MLPDecoder
+from components.discriminators import MLPDiscriminator, PatchDiscriminator
+from components.encoders import MLPEncoder, ResidualEncoder
+from components.generators import StyleGenerator
+from components.heads import (
+    BernoulliHead,
+    CategoricalHead,
+    DeltaHead,
+    LogisticHead,
+    LogisticMixtureHead,
+    NormalHead,
+)
+from components.losses import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from components.perceptual import Perceptual, RandomFeatures
+from components.samplers import ancestral, ddim
+from components.schedules import (
+    BetaSchedule,
+    CosineSchedule,
+    EDMSchedule,
+    FlowSchedule,
+    LearnedSchedule,
+    LogSNRLinearSchedule,
+    ShiftedSchedule,
+    VarianceExplodingSchedule,
+)
+from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
+from components.transformers import DiT, SequenceTransformer
+from components.vision import TimmEncoder, TimmFeatures, ViTEncoder
+from components.weightings import edm, min_snr, p2, simple
+from hybrids import Player
+
+GRID = {"levels": LEVELS, "weighting": "likelihood"}
+CHAIN = {"timesteps": 4, "weighting": "likelihood"}
+
+PARTS: dict[str, Callable[[], Game]] = {
+    "encoder-mlp": lambda: (one(vae()), batch()),
+    "encoder-mlp-free-bits": lambda: (one(vae(free_bits=0.1)), batch()),
+    "encoder-mlp-labels": lambda: (
+        one(vae(MLPEncoder(FEATURES, LATENT, WIDTH, 1, num_classes=CLASSES),
+                MLPDecoder(LATENT, FEATURES, NormalHead(1.0), WIDTH, 1, num_classes=CLASSES))),
+        batch((FEATURES,), "cond"),
+    ),
+    "encoder-residual-labels": lambda: (
+        one(labelled(ResidualEncoder(IMAGE, LATENT, WIDTH, (1, 1), num_classes=CLASSES))), batch(IMAGE, "cond")
+    ),
+    "encoder-vit-labels": lambda: (
+        one(labelled(ViTEncoder(IMAGE, LATENT, 4, WIDTH, 1, 2, num_classes=CLASSES))), batch(IMAGE, "cond")
+    ),
+    "encoder-map": lambda: (one(latent_map()), batch(IMAGE)),
+    "encoder-timm": lambda: (one(pictures(TimmEncoder("test_resnet", LATENT), shape=PHOTOGRAPH)), batch(PHOTOGRAPH)),
+    "encoder-timm-frozen": lambda: (
+        one(pictures(TimmEncoder("test_vit", LATENT, frozen=True, img_size=32), shape=PHOTOGRAPH)), batch(PHOTOGRAPH)
+    ),
+    "perceptual-random": lambda: (perceptual(Perceptual.random(1, widths=(4, 4)), IMAGE), batch(IMAGE)),
+    "perceptual-timm": lambda: (
+        perceptual(Perceptual(TimmFeatures("test_resnet", (0, 1)), (1.0, 0.5)), PHOTOGRAPH), batch(PHOTOGRAPH)
+    ),
+    "augmentation-flip-crop": lambda: (augmented(), batch(IMAGE)),
+    "augmentation-diffaugment": lambda: (
+        gan(painter(), residual_critic(), augment=DiffAugment(), r1=0.1), batch(IMAGE)
+    ),
+    "generator-mlp": lambda: (gan(), batch()),
+    "generator-implicit": lambda: (gan(Noisy()), batch()),
+    "generator-residual-labels": lambda: (
+        gan(painter(num_classes=CLASSES, groups=2), residual_critic(num_classes=CLASSES)), batch(IMAGE, "cond")
+    ),
+    "generator-style-labels": lambda: (
+        gan(StyleGenerator(LATENT, IMAGE, None, WIDTH, (1, 1), 2, CLASSES), residual_critic(num_classes=CLASSES)),
+        batch(IMAGE, "cond"),
+    ),
+    "discriminator-mlp-everything": lambda: (
+        denoising_gan(
+            MLPDecoder(LATENT, FEATURES, DeltaHead(), WIDTH, 1),
+            MLPDiscriminator(FEATURES, WIDTH, 2, True, timed=True, given_features=FEATURES, num_classes=CLASSES),
+        ),
+        batch((FEATURES,), "t", "given", "cond"),
+    ),
+    "discriminator-residual-everything": lambda: (
+        denoising_gan(
+            painter(),
+            residual_critic(spectral_norm=True, timed=True, given_channels=1, num_classes=CLASSES, minibatch_std=True),
+        ),
+        batch(IMAGE, "t", "given", "cond"),
+    ),
+    "discriminator-patch": lambda: (gan(painter(), PatchDiscriminator(1, WIDTH, 1), r1=0.1), batch(IMAGE)),
+    "discriminator-multiscale": lambda: (
+        gan(painter(), MultiScaleDiscriminator(1, 2, WIDTH, 1, spectral_norm=True)), batch(IMAGE)
+    ),
+    "discriminator-features-random": lambda: (
+        gan(painter(num_classes=CLASSES), FeatureDiscriminator(RandomFeatures(1, (4, 4)), IMAGE, WIDTH, CLASSES)),
+        batch(IMAGE, "cond"),
+    ),
+    "discriminator-features-timm": lambda: (
+        gan(painter(), FeatureDiscriminator(TimmFeatures("test_resnet", (0, 1), channels=1), IMAGE, WIDTH)),
+        batch(IMAGE),
+    ),
+    "backbone-unet-labels": lambda: (
+        dropped(unet(num_classes=CLASSES, fourier=(1, 2), dropout=0.1), CLASSES, IMAGE), batch(IMAGE, "cond")
+    ),
+    "backbone-unet-tokens": lambda: (dropped(unet(context=FEATURES), None, IMAGE), batch(IMAGE, "tokens", "mask")),
+    "backbone-unet-self-condition": lambda: (self_conditioned(), batch(IMAGE, "given", "t")),
+    "backbone-dit-labels": lambda: (
+        dropped(DiT(IMAGE, 4, WIDTH, 1, 2, num_classes=CLASSES), CLASSES, IMAGE), batch(IMAGE, "cond")
+    ),
+    "backbone-dit-tokens": lambda: (
+        dropped(DiT(IMAGE, 4, WIDTH, 1, 2, context=FEATURES), None, IMAGE), batch(IMAGE, "tokens", "mask")
+    ),
+    "backbone-sequence": lambda: (
+        one(diffusion(SequenceTransformer(SEQUENCE, 2, WIDTH, 1, 2), shape=SEQUENCE)), batch(SEQUENCE)
+    ),
+    "backbone-mlp-labels": lambda: (
+        dropped(MLP(FEATURES, WIDTH, 1, fourier=(1,), num_classes=CLASSES), CLASSES, FEATURES),
+        batch((FEATURES,), "cond"),
+    ),
+    "denoiser-large": lambda: (one(diffusion(denoiser={"variance": "large"}, **CHAIN)), batch()),
+    "denoiser-learned-range": lambda: (
+        one(diffusion(MLP(FEATURES, WIDTH, 1, out_features=2 * FEATURES),
+                      denoiser={"variance": "learned_range", "clip": (-1.0, 1.0)}, **CHAIN)),
+        batch(),
+    ),
+    "last-grid": lambda: (one(diffusion(**GRID)), batch()),
+    "last-gaussian": lambda: (one(diffusion(weighting="likelihood")), batch()),
+    "last-denoised": lambda: (one(diffusion(schedule=BetaSchedule(), **CHAIN)), batch()),
+    "last-denoised-levels": lambda: (one(diffusion(schedule=BetaSchedule(), levels=LEVELS, **CHAIN)), batch()),
+    "analytic-gaussian": lambda: (
+        distilled(lambda schedule: GaussianMean(schedule, torch.ones(FEATURES), torch.eye(FEATURES))),
+        batch((FEATURES,), "t"),
+    ),
+    "analytic-mixture": lambda: (
+        distilled(lambda schedule: MixtureMean(schedule, torch.eye(FEATURES), 0.1)), batch((FEATURES,), "t")
+    ),
+}  # fmt: skip
+
+
+def shelve(kind: str, parts: dict[str, Callable[[], object]], inside: Callable[[object], list[Player]], *of) -> None:
+    """Entries "kind-name" that differ in one part."""
+    for name, part in parts.items():
+        PARTS[f"{kind}-{name}"] = lambda part=part: (inside(part()), batch(*of))
+
+
+shelve("head", {
+    "bernoulli": BernoulliHead,
+    "categorical": lambda: CategoricalHead(LEVELS),
+    "logistic": lambda: LogisticHead(LEVELS),
+    "logistic-mixture": lambda: LogisticMixtureHead(LEVELS, 2),
+    "normal": lambda: NormalHead(0.5),
+    "normal-shared": lambda: NormalHead("shared"),
+    "normal-learned": lambda: NormalHead("learned"),
+}, lambda head: one(pictures(head=head)), IMAGE)  # fmt: skip
+
+shelve("bottleneck", {
+    "vq": lambda: VQ(8, 2),
+    "vq-gradient": lambda: VQ(8, 2, decay=None),
+    "fsq": lambda: FSQ((3, 4)),
+}, lambda bottleneck: one(Autoencoder(bottleneck)), IMAGE)  # fmt: skip
+
+shelve("loss", {
+    "minimax": lambda: {"pair": minimax},
+    "non-saturating": lambda: {"pair": non_saturating, "r1": 0.5, "lazy": 2},
+    "hinge": lambda: {"pair": hinge},
+    "least-squares": lambda: {"pair": least_squares},
+    "wasserstein": lambda: {"pair": wasserstein, "gp": 10.0},
+    "relativistic": lambda: {"pair": relativistic, "r1": 0.5, "r2": 0.5},
+}, lambda options: gan(**options))  # fmt: skip
+
+shelve("schedule", {
+    "linear": lambda: (BetaSchedule("linear"), "epsilon"),
+    "scaled-linear": lambda: (BetaSchedule("scaled_linear", beta_start=0.00085, beta_end=0.012), "epsilon"),
+    "cosine-table": lambda: (BetaSchedule("squaredcos_cap_v2"), "v_prediction"),
+    "sigmoid": lambda: (BetaSchedule("sigmoid"), "epsilon"),
+    "zero-snr": lambda: (BetaSchedule("scaled_linear", rescale_betas_zero_snr=True), "v_prediction"),
+    "cosine": lambda: (CosineSchedule(), "sample"),
+    "log-snr-linear": lambda: (LogSNRLinearSchedule(), "epsilon"),
+    "exploding": lambda: (VarianceExplodingSchedule(), "epsilon"),
+    "edm": lambda: (EDMSchedule(), "edm"),
+    "flow": lambda: (FlowSchedule(), "flow"),
+    "shifted": lambda: (ShiftedSchedule(FlowSchedule(), 3.0), "flow"),
+}, lambda part: one(diffusion(schedule=part[0], denoiser={"prediction": part[1]}, sampler=ddim)))  # fmt: skip
+
+shelve("schedule", {
+    "learned": LearnedSchedule,
+    "learned-ends": lambda: LearnedSchedule(learn_endpoints=True),
+}, lambda schedule: one(diffusion(schedule=schedule, **GRID)))  # fmt: skip
+
+shelve("weighting", {
+    "simple": lambda: simple, "min-snr": min_snr, "p2": p2, "edm": edm,
+}, lambda weighting: one(diffusion(weighting=weighting)))  # fmt: skip
+
+shelve("times", {
+    "uniform": UniformTimes,
+    "uniform-log-snr": UniformLogSNRTimes,
+    "log-normal": LogNormalTimes,
+    "loss-aware": lambda: LossAwareTimes(bins=4),
+}, lambda times: one(diffusion(times=times, schedule=CosineSchedule(13.0, -5.0))))  # fmt: skip
+
+shelve("sampler", {
+    "ancestral": lambda: ancestral, "ddim": lambda: ddim, "ddim-noise": lambda: partial(ddim, eta=0.5),
+}, lambda sampler: one(diffusion(sampler=sampler)))  # fmt: skip
