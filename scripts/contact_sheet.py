@@ -27,7 +27,7 @@ def main() -> None:
     for run in arguments.runs:
         with refusing():
             model = load(run)
-        x = model.sample(500, generator=torch.Generator().manual_seed(arguments.seed))
+        x = model.sample(200, generator=torch.Generator().manual_seed(arguments.seed))
         summary = json.loads((run / "summary.json").read_text())
         panels.append((f"{summary['recipe']}, {summary['seconds']:.0f} s", x))
     real = digits(panels[0][1].shape[-1])
