@@ -15,7 +15,10 @@ from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 
 PAIRS = {
+    "minimax": losses.minimax,
     "non_saturating": losses.non_saturating,
+    "least_squares": losses.least_squares,
+    "wasserstein": losses.wasserstein,
     "hinge": losses.hinge,
     "relativistic": losses.relativistic,
 }
@@ -26,9 +29,12 @@ class Settings(experiment.Settings):
     steps: int = 3000
     latent: int = setting(64, "Dimensions of z.", at_least=1)
     width: int = setting(16, "Channels at the highest resolution; eight times as many units for points.", at_least=8)
-    loss: Literal["non_saturating", "hinge", "relativistic"] = setting("relativistic", "The pair of losses.")
+    loss: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"] = setting(
+        "relativistic", "The pair of losses."
+    )
     r1: float = setting(0.5, "γ of R1, γ/2 ‖∇D‖² on real examples; scales with (data scale)².", at_least=0)
     r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
+    gp: float = setting(0.0, "λ of the gradient penalty, for wasserstein (10).", at_least=0)
     lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
     spectral_norm: bool = setting(False, "Spectral norm in the discriminator.")
     lr: float = setting(5e-4, "Learning rate of both players, decayed by a cosine to a tenth.", above=0)
@@ -42,7 +48,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         width = 8 * settings.width
         generator = MLPDecoder(settings.latent, data.dimensions, DeltaHead(bounded=False), width)
         discriminator = MLPDiscriminator(data.dimensions, width, spectral_norm=settings.spectral_norm)
-    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
+    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy, settings.gp)
     gan = GAN(generator, critic, settings.latent)
     common = {
         # No momentum: each player answers the other's last move.

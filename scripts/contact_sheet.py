@@ -29,7 +29,7 @@ def main() -> None:
             model = load(run)
         x = model.sample(200, generator=torch.Generator().manual_seed(arguments.seed))
         summary = json.loads((run / "summary.json").read_text())
-        panels.append((f"{summary['recipe']}, {summary['seconds']:.0f} s", x))
+        panels.append((f"{summary['recipe']}, {summary['steps']} steps", x))
     real = digits(panels[0][1].shape[-1])
     assert real.held_out is not None
     panels.insert(0, ("real, held out", real.decode(real.held_out)))
