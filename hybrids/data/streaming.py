@@ -211,26 +211,31 @@ class _Requests:
             position += self.step
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
 def _deafen(worker: int) -> None:
     """A signal that stops the run goes to its whole process group; workers must last until the step is done."""
-    for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for kind in _STOPPING:
         signal.signal(kind, signal.SIG_IGN)
 
 
 @contextmanager
 def _own_children() -> Iterator[None]:
-    """No handler of SIGCHLD in here, and none of torch's afterwards.
+    """No handler of SIGCHLD in here, and none of torch's afterwards; stopping signals wait until the end.
 
-    It raises wherever the process happens to be, such as in the middle of a training step; `take` finds the dead too.
+    torch's raises wherever the process happens to be, such as in the middle of a training step; `take` finds the dead
+    too. A worker inherits the blocked signals, so that none reaches it before `_deafen` does.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        if in_main:
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _unchanged(item: Any) -> Any:
