@@ -25,7 +25,7 @@ class Head(nn.Module):
     factor: int = 1
 
     def forward(self, raw: Tensor) -> Distribution:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is abstract in forward: a head turns features into a Distribution")
 
 
 class DeltaHead(Head):

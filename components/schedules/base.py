@@ -101,6 +101,7 @@ class Schedule(nn.Module):
 
 
 def check_ends(log_snr_max: float, log_snr_min: float, finite: bool = False) -> None:
+    """Refuse ends of log-SNR that do not fall, or are infinite where they must not be (raises ValueError)."""
     if not log_snr_max > log_snr_min:
         raise ValueError(f"log_snr_max must be above log_snr_min; got {log_snr_max} and {log_snr_min}")
     if finite and not (math.isfinite(log_snr_max) and math.isfinite(log_snr_min)):

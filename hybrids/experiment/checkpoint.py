@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hybrids.experiment.durable import flush, refuse_lossy, remove, write_json, write_tensors, write_text
-from hybrids.experiment.manifest import (
+from .durable import flush, refuse_lossy, remove, write_json, write_tensors, write_text
+from .manifest import (
     CheckpointError,
     NewerFormat,
     check_content,
@@ -28,9 +28,9 @@ from hybrids.experiment.manifest import (
     steps_in,
     verify,
 )
-from hybrids.experiment.ranks import agree
-from hybrids.experiment.refusal import Refusal
-from hybrids.experiment.run_folder import claim, lock
+from .ranks import agree
+from .refusal import Refusal
+from .run_folder import claim, lock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

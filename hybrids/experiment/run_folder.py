@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hybrids.experiment.durable import remove
-from hybrids.experiment.manifest import newest, steps_in, verify
-from hybrids.experiment.refusal import Refusal, is_main
+from .durable import remove
+from .manifest import newest, steps_in, verify
+from .refusal import Refusal, is_main
 
 __all__ = ["claim", "lock"]
 

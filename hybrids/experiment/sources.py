@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hybrids.experiment.fields import Setting, show
+from .fields import Setting, show
 
 __all__ = ["Entry", "help_text", "read_arguments", "read_file", "unknown"]
 
