@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Player", "assert_equal_on_ranks", "check_batch", "frozen", "train", "warmup_cosine"]
 
+NORM_EVERY = 10
+"""Turns between gradient norms that are only logged: one more pass over the gradients is 4% of a wide MLP's step."""
+
 
 class Turn:
     """One player's turn, ready to be taken: its prepared module, and everybody else's parameters."""
@@ -41,7 +44,7 @@ class Turn:
                 runs.append({"": total.detach(), **means})
         if not self.checked:
             self._check_all_used()
-        norm = self._clip()
+        norm = self._clip(step)
         if player.lr is not None:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * player.lr(step)
@@ -49,9 +52,11 @@ class Turn:
         optimizer.zero_grad(set_to_none=True)
         return self._logs(runs, norm)
 
-    def _clip(self) -> Tensor:
+    def _clip(self, step: int) -> Tensor | None:
         if self.player.clip is not None:
             return nn.utils.clip_grad_norm_(self.parameters, self.player.clip)
+        if step // self.player.every % NORM_EVERY:
+            return None
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # What nn.utils.get_total_norm does, less its grouping by device, which costs more than a tiny network.
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -66,14 +71,15 @@ class Turn:
             )
         self.checked = True
 
-    def _logs(self, runs: list[dict[str, Tensor]], norm: Tensor) -> dict[str, Tensor]:
+    def _logs(self, runs: list[dict[str, Tensor]], norm: Tensor | None) -> dict[str, Tensor]:
         name = self.player.name
         logs = {}
         for key in runs[0]:
             # A measurement that names its own place, such as logits/real, keeps it.
             tag = key if "/" in key else f"loss/{name}/{key}" if key else f"loss/{name}"
             logs[tag] = runs[0][key] if len(runs) == 1 else torch.stack([run[key] for run in runs]).mean()
-        logs[f"grad_norm/{name}"] = norm
+        if norm is not None:
+            logs[f"grad_norm/{name}"] = norm
         logs[f"lr/{name}"] = torch.tensor(self.player.optimizer.param_groups[0]["lr"])
         return logs
 
@@ -102,7 +108,8 @@ def train(
 
     k is the accelerator's `gradient_accumulation_steps`. Yields (steps done so far, logs) after each step, so that a
     script does between steps what it likes. Logs are tensors still on the device (reading one waits for it):
-    loss/PLAYER, loss/PLAYER/TERM, grad_norm/PLAYER (before clipping), lr/PLAYER, and measurements under their own name.
+    loss/PLAYER, loss/PLAYER/TERM, lr/PLAYER, measurements under their own name, and grad_norm/PLAYER before clipping
+    (where nothing is clipped, in every tenth turn).
     In a player's turn the others are frozen; in between, every parameter's own `requires_grad` holds.
 
     Arguments: players, in order of turns; batches, tensors or mappings, started over when they end; steps, the step to

@@ -24,7 +24,7 @@ from .refusal import Refusal, asked, first_asked, refusing
 from .run_folder import claim, lock
 from .settings import Settings, parse, to_yaml
 from .signals import Signals
-from .stage import Stage, check_moved
+from .stage import Stage, check_finite, check_moved
 from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
 
 __all__ = ["STOPPED", "experiment", "main"]
@@ -207,6 +207,8 @@ class _Run:
             if save or logging:
                 # Where only a signal asks for a checkpoint no line is written: the resumed run writes the due one.
                 self.record.log(step, gathered, bar, write=logging)
+            if save:
+                check_finite(stage, step)
             bar.update(1)
             if step == end or _due(step, settings.sample_every):
                 self.record.picture(step, shown)

@@ -1,15 +1,17 @@
 """A stage: the part of a run that trains some players, and the model that it leaves behind."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ..data import Batches
 from ..game import Player
 from .refusal import Refusal
 
-__all__ = ["Stage", "check_moved", "unmoved"]
+__all__ = ["Stage", "check_finite", "check_moved", "unmoved"]
 
 
 @dataclass
@@ -56,3 +58,20 @@ def check_moved(stages: Sequence[Stage]) -> None:
     ]
     if errors:
         raise Refusal(errors)
+
+
+def check_finite(stage: Stage, step: int) -> None:
+    """Refuse to save what a gradient that was not finite has spoilt (raises Refusal, with the player's name).
+
+    The loss can be finite in that step still. All ranks come to the same answer, since their parameters are equal.
+    """
+    for player in stage.players:
+        parameters = player.parameters_moved()
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in parameters]))
+        if not norms.isfinite().all():
+            bad = {id(p) for p, norm in zip(parameters, norms.tolist()) if not math.isfinite(norm)}
+            names = [name for name, p in player.moves.named_parameters() if id(p) in bad]
+            raise Refusal(
+                f"stopped at step {step}: parameter {names[0]} of player {player.name!r} is not finite ({len(names)} "
+                "such in all); nothing was saved since; lower the learning rate, or clip gradients"
+            )

@@ -369,6 +369,21 @@ def test_a_nan_before_the_last_checkpoint_keeps_the_one_before(tmp_path, few_dig
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-2", "step-4"]
 
 
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path, capsys, few_digits):
+    """Fault 27: the loss of that step is finite and the norm of its gradient is not logged; the save refuses."""
+
+    def loss(layer, x, step):
+        y = layer(x.flatten(1))[:, 0]
+        # d√u/du at 0.
+        return Terms(root=(y - y.detach()).clamp(min=0).sqrt() if step == 3 else y.square())
+
+    argv = ["--steps", "6", "--resolution", "8", "--log-every", "2", "--checkpoint-every", "2"]
+    with pytest.raises(SystemExit, match="2"):
+        experiment.main(experiment.Settings, toy(loss), arguments("toy", tmp_path / "run", *argv))
+    assert re.search(r"stopped at step 4: parameter .*weight of player 'painter' is not finite", capsys.readouterr().err)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+
+
 def test_no_average_is_an_option(tmp_path, few_digits):
     """`--ema 0` samples from the model itself, saves no average, and resumes."""
     run("vae", tmp_path / "a", "--steps", "4", "--ema", "0", "--checkpoint-every", "2")

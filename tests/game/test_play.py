@@ -249,6 +249,16 @@ def test_clip_bounds_the_update():
     torch.testing.assert_close(loose.optimizer.seen[0], free.optimizer.seen[0])
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_norm_of_what_is_not_clipped_is_logged_in_every_tenth_turn(every):
+    """Whatever `every` is, turns 1, 11, 21 have it; a player that clips has it in every turn."""
+    free, _ = linear(every=every)
+    clipped, _ = linear(every=every, clip=1.0)
+    for player, turns in ((free, [0, 10, 20]), (clipped, list(range(25)))):
+        logged = [step - 1 for step, logs in play(player, [x()], 25 * every) if "grad_norm/player" in logs]
+        assert logged == [turn * every for turn in turns]
+
+
 def test_clip_is_of_the_whole_step():
     """Micro-batches are clipped once, together."""
     k1, _ = linear(optimizer=Recorder, clip=0.01)
