@@ -60,12 +60,14 @@ class Guided(Denoiser):
         self.schedule, self.prediction = denoiser.schedule, denoiser.prediction
         self.variance, self.clip, self.sigma_data = denoiser.variance, denoiser.clip, denoiser.sigma_data
 
-    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None) -> Estimate:
+    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, **given: Tensor | None) -> Estimate:
         """The guided p(x|x_t); without cond, the unconditional model's."""
         t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
         if cond is None or self.guidance_scale == 1:
-            return self.denoiser(x_t, t, cond)
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, _with_null(cond, self.denoiser))
+            return self.denoiser(x_t, t, cond, **given)
+        twice = {name: None if value is None else torch.cat([value, value]) for name, value in given.items()}
+        null_too = _with_null(cond, self.denoiser)
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, null_too, **twice)
         conditional, null = both.output.chunk(2)
         low, high = self.interval
         scale = torch.ones_like(widest(t)).masked_fill((t >= low) & (t <= high), self.guidance_scale)

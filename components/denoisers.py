@@ -149,13 +149,16 @@ class Denoiser(nn.Module):
         self.variance: Variance = variance
         self.clip, self.sigma_data = clip, sigma_data
 
-    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Estimate:
-        """p(x|x_t) as a point estimate, for x_t (B, *event) and t in [0, 1], () or (B,)."""
+    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, **given: Tensor | None) -> Estimate:
+        """p(x|x_t) as a point estimate, for x_t (B, *event) and t in [0, 1], () or (B,).
+
+        given: what else the backbone takes by name, such as z, its own latent, or an earlier estimate of x.
+        """
         t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x_t)):
             raise ValueError(f"t must be () or (B,) = ({len(x_t)},) in [0, 1]; got shape {tuple(t.shape)}")
         alpha, sigma = self.schedule.alpha_sigma(t)
-        output, interpolation = self.backbone(self._scaled(x_t, alpha, sigma), t, cond), None
+        output, interpolation = self.backbone(self._scaled(x_t, alpha, sigma), t, cond, **given), None
         if self.variance == "learned_range":
             if output.shape[1] != 2 * x_t.shape[1]:
                 raise ValueError(
@@ -173,17 +176,19 @@ class Denoiser(nn.Module):
             return over((sigma.square() + alpha.square()).rsqrt(), x_t) * x_t
         return x_t
 
-    def clipped(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Estimate:
+    def clipped(self, x_t: Tensor, t: Time, cond: Tensor | None = None, **given: Tensor | None) -> Estimate:
         """The estimate with x̂ kept within `clip`: what samplers use."""
-        estimate = self(x_t, t, cond)
+        estimate = self(x_t, t, cond, **given)
         return estimate.clamp(*self.clip) if self.clip else estimate
 
-    def reverse(self, x_t: Tensor, s: Time, t: Time, cond: Tensor | None = None) -> Normal | Delta:
+    def reverse(
+        self, x_t: Tensor, s: Time, t: Time, cond: Tensor | None = None, **given: Tensor | None
+    ) -> Normal | Delta:
         """p(x_s|x_t) = q(x_s|x_t, x̂) for s < t, with the small, the large or the learned variance.
 
         At a noiseless s the small variance is 0, and so is the learned one: Delta(x̂).
         """
-        estimate = self.clipped(x_t, t, cond)
+        estimate = self.clipped(x_t, t, cond, **given)
         posterior = self.schedule.posterior(x_t, estimate.mean, s, t)
         if self.variance == "small" or (self.variance == "learned_range" and isinstance(posterior, Delta)):
             return posterior
