@@ -72,13 +72,19 @@ def _classifier(resolution: int) -> Any:
     return network, accuracy
 
 
-def agreement(samples: Tensor) -> dict[str, float]:
+def agreement(samples: Tensor, labels: Tensor | None = None) -> dict[str, float]:
     """What a classifier of real digits sees in samples (N, C, H, W): its mean confidence (largest probability), how
-    many of the ten classes appear, the share of the rarest, and the classifier's own held-out accuracy."""
+    many of the ten classes appear, the share of the rarest, and the classifier's own held-out accuracy.
+
+    With labels (N,) also label_agreement, the share of samples that it reads as their label.
+    """
     network, accuracy = _classifier(samples.shape[-1])
     probabilities = torch.as_tensor(network.predict_proba(samples.mean(1).flatten(1).cpu().double().numpy()))
     share = torch.bincount(probabilities.argmax(1), minlength=10).double() / len(samples)
-    return {
+    found = {}
+    if labels is not None:
+        found["label_agreement"] = (probabilities.argmax(1) == labels.cpu()).double().mean().item()
+    return found | {
         "confidence": probabilities.max(1).values.mean().item(),
         "classes": float((share > 0).sum()),
         "rarest_class_share": share.min().item(),
@@ -86,8 +92,13 @@ def agreement(samples: Tensor) -> dict[str, float]:
     }
 
 
-def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 300) -> dict[str, float]:
-    """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched."""
+def evaluate(
+    model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 300, conditional: bool = False
+) -> dict[str, float]:
+    """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched.
+
+    conditional: samples are of all labels alike, and label_agreement is the share that is seen as what was asked for.
+    """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -98,7 +109,9 @@ def evaluate(model: Any, data: Data, device: torch.device, seed: int = 0, sample
             return found | coverage(model.sample(10_000, generator=generator), data.density)
         if data.name != "digits":
             return found
-        found |= agreement(model.sample(samples, generator=generator))
+        labels = torch.arange(samples, device=device) % data.classes if conditional else None
+        given = {} if labels is None else {"cond": labels}
+        found |= agreement(model.sample(samples, generator=generator, **given), labels)
         if hasattr(model, "reconstruct") and held_out is not None:
             seen = agreement(model.reconstruct(held_out))
             found |= {f"reconstruction_{name}": seen[name] for name in ("confidence", "classes")}

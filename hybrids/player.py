@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .terms import Terms
 
-__all__ = ["Batch", "Player", "warmup_cosine"]
+__all__ = ["Batch", "Player", "unpack", "warmup_cosine"]
 
 Batch = Tensor | Mapping[str, Tensor]
 ADAMW = partial(torch.optim.AdamW, lr=1e-4)
@@ -91,6 +91,11 @@ class Player(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, every={self.every}, clip={self.clip}"
+
+
+def unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """x and cond of a batch; None for cond where there is none."""
+    return (batch, None) if isinstance(batch, Tensor) else (batch["x"], batch.get("cond"))
 
 
 def warmup_cosine(warmup: int, steps: int, final: float = 0.0) -> Callable[[int], float]:

@@ -7,14 +7,16 @@ from typing import Literal
 from torch.optim import AdamW
 
 from components.backbones import MLP, UNet
+from components.conditions import drop
 from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
 from components.weightings import min_snr, p2
-from hybrids import Diffusion, Player, experiment, warmup_cosine
+from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
+from hybrids.player import Batch, unpack
 
 WEIGHTINGS = {"simple": "simple", "likelihood": "likelihood", "min_snr": min_snr(), "p2": p2()}
 TIMES = {
@@ -40,15 +42,21 @@ class Settings(experiment.Settings):
     sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
     sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
+    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
+    guidance_scale: float = setting(1.0, "Of conditional samples; 1 is none, as in diffusers.", at_least=0)
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.0, "Dropout in the U-Net.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
     clip: float = setting(1.0, "Largest norm of the gradient of the loss per dimension.", above=0)
 
     def check(self) -> list[str]:
-        if self.sample_steps <= self.timesteps:
-            return super().check()
-        return [*super().check(), f"--sample-steps {self.sample_steps}: expected at most --timesteps {self.timesteps}"]
+        errors = super().check()
+        if self.sample_steps > self.timesteps:
+            errors.append(f"--sample-steps {self.sample_steps}: expected at most --timesteps {self.timesteps}")
+        if self.guidance_scale != 1 and not self.conditional:
+            errors.append(f"--guidance-scale {self.guidance_scale}: there is nothing to guide by without --conditional")
+        return errors
 
 
 def schedule(settings: Settings, data: Data) -> Schedule:
@@ -62,13 +70,18 @@ def schedule(settings: Settings, data: Data) -> Schedule:
 
 def build(settings: Settings, data: Data) -> list[Stage]:
     noise = schedule(settings, data)
+    if settings.conditional and not data.classes:
+        raise ValueError(f"--conditional needs labels; --data {data.name} has none")
+    classes = data.classes if settings.conditional else None
     if data.is_image:
         # Down to 4 × 4.
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
-        backbone = UNet(data.shape, settings.width, multipliers, blocks=settings.blocks, dropout=settings.dropout)
+        backbone = UNet(
+            data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout, num_classes=classes
+        )
     else:
         # Octaves of the input: without them a network of points stalls at the smallest noise.
-        backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5))
+        backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5), num_classes=classes)
     clip = (-1.0, 1.0) if data.is_image else None
     denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)
     model = Diffusion(
@@ -80,16 +93,24 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         times=TIMES[settings.times](),
         sampler={"ancestral": ancestral, "ddim": ddim}[settings.sampler],
         sample_steps=settings.sample_steps,
+        guidance_scale=settings.guidance_scale,
     )
+
+    def loss(batch: Batch) -> Terms:
+        x, cond = unpack(batch)
+        if cond is not None:
+            cond = drop(cond, settings.label_dropout, classes)
+        return (1 / data.dimensions) * model.loss(x, cond)
+
     player = Player(
-        lambda x: (1 / data.dimensions) * model.loss(x),
+        loss,
         moves=[model],
         optimizer=partial(AdamW, lr=settings.lr),
         clip=settings.clip,
         lr=warmup_cosine(settings.steps // 20, settings.steps),
         name="denoiser",
     )
-    return [Stage("ddpm", model, [player])]
+    return [Stage("ddpm", model, [player], conditional=settings.conditional)]
 
 
 if __name__ == "__main__":

@@ -1,16 +1,34 @@
 """Draw samples from a run: a picture, and the numbers if asked.
 
-    python scripts/sample.py RUN [--number 64] [--seed 0] [--out FILE.png] [--tensor FILE.safetensors]
+    python scripts/sample.py RUN [--number 64] [--seed 0] [--label 3] [--out FILE.png] [--tensor FILE.safetensors]
 """
 
 import argparse
+import inspect
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from hybrids import load
 from hybrids.experiment import refusing
 from hybrids.experiment.pictures import save_picture
+from hybrids.experiment.refusal import asked
+
+
+def draw(
+    model: nn.Module, n: int, label: int | None, generator: torch.Generator, options: dict[str, float]
+) -> torch.Tensor:
+    """n samples, of one label if there is one. Raises ValueError for what the model does not take."""
+    classes = next((c for m in model.modules() if (c := getattr(m, "num_classes", None)) is not None), 0)
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"--label {label}: expected " + (f"0 to {classes - 1}" if classes else "none: no labels"))
+    cond = None if label is None else torch.full((n,), label, device=generator.device)
+    known = inspect.signature(model.sample).parameters
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--{name.replace('_', '-')}: {type(model).__name__} has no such thing")
+    return model.sample(n, cond=cond, generator=generator, **options)
 
 
 def main() -> None:
@@ -18,6 +36,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder, or checkpoints/step-N within one")
     parser.add_argument("--number", type=int, default=64, help="how many samples (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
+    parser.add_argument("--label", type=int, help="the class to draw, of a conditional model; without, any")
+    parser.add_argument("--guidance-scale", type=float, help="as in diffusers, 1 is none; default: the run's own")
     parser.add_argument("--chunk", type=int, default=256, help="samples drawn at a time (256)")
     parser.add_argument("--no-ema", action="store_true", help="the weights themselves, not their moving average")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw them")
@@ -32,7 +52,9 @@ def main() -> None:
         model = load(arguments.run, arguments.recipe, ema=not arguments.no_ema, device=arguments.device)
     generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
     sizes = [min(arguments.chunk, arguments.number - done) for done in range(0, arguments.number, arguments.chunk)]
-    x = torch.cat([model.sample(size, generator=generator).cpu() for size in sizes])
+    options = {} if arguments.guidance_scale is None else {"guidance_scale": arguments.guidance_scale}
+    with refusing(), asked("samples"):
+        x = torch.cat([draw(model, size, arguments.label, generator, options).cpu() for size in sizes])
     out = arguments.out or arguments.run / "samples" / f"drawn-{arguments.seed}.png"
     save_picture(x, out)
     print(f"{len(x)} samples of {tuple(x.shape[1:])}: {out}")

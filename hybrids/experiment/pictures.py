@@ -5,19 +5,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["picture", "save_picture"]
+__all__ = ["COLUMNS", "labels_shown", "picture", "save_picture"]
+
+COLUMNS = 16
+"""As many classes are shown at most."""
 
 
-def picture(x: Tensor, limit: float = 2.5) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] as a grid, points (B, 2) as a scatter: (3, H, W) in [0, 1]."""
-    return _grid(x) if x.ndim == 4 else _scatter(x, limit)
+def labels_shown(classes: int, rows: int = 8) -> Tensor:
+    """Labels of a grid with a column a class, the first `COLUMNS` of them: (rows × columns,) int64."""
+    return torch.arange(min(classes, COLUMNS)).repeat(rows)
 
 
-def save_picture(x: Tensor, path: Path, limit: float = 2.5) -> Tensor:
+def picture(x: Tensor, limit: float = 2.5, columns: int | None = None) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] as a grid, points (B, 2) as a scatter: (3, H, W) in [0, 1].
+
+    Arguments: limit, of the scatter's axes; columns, of the grid, by default as many as rows.
+    """
+    return _grid(x, columns or max(1, round(len(x) ** 0.5))) if x.ndim == 4 else _scatter(x, limit)
+
+
+def save_picture(x: Tensor, path: Path, limit: float = 2.5, columns: int | None = None) -> Tensor:
     """Write `picture(x)` as a PNG, whole or not at all, and return it."""
     from torchvision.utils import save_image
 
-    drawn = picture(x, limit)
+    drawn = picture(x, limit, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     save_image(drawn, temporary, format="png")
@@ -25,7 +36,7 @@ def save_picture(x: Tensor, path: Path, limit: float = 2.5) -> Tensor:
     return drawn
 
 
-def _grid(x: Tensor) -> Tensor:
+def _grid(x: Tensor, columns: int) -> Tensor:
     from torchvision.utils import make_grid
 
     x = x.detach().float().cpu().clamp(-1, 1)
@@ -34,7 +45,7 @@ def _grid(x: Tensor) -> Tensor:
     # Screens are large, digits are not.
     zoom = max(1, 64 // x.shape[-1])
     x = x.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    return make_grid((x + 1) / 2, nrow=max(1, round(len(x) ** 0.5)), padding=2, pad_value=1.0)
+    return make_grid((x + 1) / 2, nrow=columns, padding=2, pad_value=1.0)
 
 
 def _scatter(x: Tensor, limit: float) -> Tensor:

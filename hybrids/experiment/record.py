@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data import Data
 from .logs import Gathered, Logs, NotFinite
-from .pictures import save_picture
+from .pictures import COLUMNS, labels_shown, save_picture
 from .refusal import Refusal
 from .settings import Settings, to_yaml
 from .stage import Stage
@@ -80,31 +80,37 @@ class Record:
             shown = {tag.removeprefix("loss/"): text for tag, text in totals.items()}
             bar.set_postfix({**shown, "img/s": f"{values['time/images_per_second']:.0f}"}, refresh=False)
 
-    def picture(self, step: int, model: Any) -> None:
-        """A grid from fixed noise, and reconstructions of held-out images, where there are such things."""
+    def picture(self, step: int, model: Any, conditional: bool = False) -> None:
+        """A grid from fixed noise, a column a class; and reconstructions of held-out images, where a model has them."""
         if not self.main:
             return
         with in_eval(model):
             generator = torch.Generator(self.accelerator.device).manual_seed(self.settings.seed)
-            x = model.sample(64 if self.data.is_image else 4000, generator=generator)
-            self._show(step, x, "step", "samples/ema")
+            if conditional:
+                cond = labels_shown(self.data.classes).to(self.accelerator.device)
+                x, columns = model.sample(len(cond), cond=cond, generator=generator), min(self.data.classes, COLUMNS)
+            else:
+                x, columns = model.sample(64 if self.data.is_image else 4000, generator=generator), None
+            self._show(step, x, "step", "samples/ema", columns)
             if hasattr(model, "reconstruct") and self.data.held_out is not None and self.data.is_image:
                 seen = self.data.decode(self.data.held_out[:32]).to(self.accelerator.device)
                 # Each image beside its reconstruction.
                 pairs = torch.stack([seen, model.reconstruct(seen)], 1).flatten(0, 1)
                 self._show(step, pairs, "reconstructions", "reconstructions")
 
-    def _show(self, step: int, x: Tensor, name: str, tag: str) -> None:
-        self.logs.image(step, tag, save_picture(x, self.folder / "samples" / f"{name}-{step}.png"))
+    def _show(self, step: int, x: Tensor, name: str, tag: str, columns: int | None = None) -> None:
+        self.logs.image(step, tag, save_picture(x, self.folder / "samples" / f"{name}-{step}.png", columns=columns))
 
-    def evaluate(self, step: int, model: nn.Module) -> None:
+    def evaluate(self, step: int, model: nn.Module, conditional: bool = False) -> None:
         """The cheap numbers of `hybrids.evaluation`."""
         if not self.main:
             return
         from ..evaluation import evaluate
 
         with in_eval(model):
-            self.evaluation = evaluate(model, self.data, self.accelerator.device, self.settings.seed)
+            self.evaluation = evaluate(
+                model, self.data, self.accelerator.device, self.settings.seed, conditional=conditional
+            )
         self.logs.scalars(step, {f"evaluation/{name}": value for name, value in self.evaluation.items()})
 
     def summary(self, step: int) -> None:

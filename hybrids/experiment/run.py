@@ -103,9 +103,9 @@ class _Run:
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
         self.stop = Signals()
 
-    def _batches(self) -> Batches:
+    def _batches(self, labels: bool = False) -> Batches:
         a, s = self.accelerator, self.settings
-        return self.data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device)
+        return self.data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device, labels)
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -173,7 +173,7 @@ class _Run:
 
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
-        batches: Any = stage.batches() if callable(stage.batches) else stage.batches or self._batches()
+        batches: Any = stage.batches() if callable(stage.batches) else stage.batches or self._batches(stage.conditional)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         start = first
         if saved is not None and saved.step > first:
@@ -211,9 +211,9 @@ class _Run:
                 check_finite(stage, step)
             bar.update(1)
             if step == end or _due(step, settings.sample_every):
-                self.record.picture(step, shown)
+                self.record.picture(step, shown, stage.conditional)
             if _due(step, settings.evaluate_every):
-                self.record.evaluate(step, shown)
+                self.record.evaluate(step, shown, stage.conditional)
             if step == self.ends[-1]:
                 self.record.summary(step)
             if save:

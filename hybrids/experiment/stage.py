@@ -24,6 +24,7 @@ class Stage:
         players: who trains it, in order of turns.
         batches: its data, or a function that makes them once the stages before are trained; None: the run's own.
         steps: its length; None: `--steps`.
+        conditional: whether batches carry labels as cond, and samples are drawn by label.
         still: parameters of the model that nobody shall move, so that the others can be checked.
     """
 
@@ -33,6 +34,7 @@ class Stage:
     batches: Batches | Callable[[], Batches] | None = None
     steps: int | None = None
     still: tuple[nn.Module, ...] = field(default=())
+    conditional: bool = False
 
     def root(self) -> nn.Module:
         """Everything the stage saves, once, by name."""

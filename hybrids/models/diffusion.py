@@ -54,7 +54,7 @@ class Diffusion(nn.Module):
         weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
             `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
         times: which t `loss` trains on; uniform by default (with a log-SNR-linear schedule that is uniform in λ).
-        sampler, sample_steps: what `sample` uses; steps are T by default, 250 in continuous time.
+        sampler, sample_steps, guidance_scale: what `sample` uses; steps are T by default, 250 in continuous time.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Diffusion(nn.Module):
         times: TimeSampler | None = None,
         sampler: Sampler = ancestral,
         sample_steps: int | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not callable(weighting) and weighting not in get_args(Weighting):
@@ -79,6 +80,7 @@ class Diffusion(nn.Module):
         self.times = UniformTimes() if times is None else times
         self.noise = StandardNormal(shape)
         self.sampler, self.sample_steps = sampler, sample_steps or timesteps or 250
+        self.guidance_scale = guidance_scale
         self.starts_clean = denoiser.schedule.noiseless(0.0)
         if self.starts_clean and timesteps is None and (weighting == "likelihood" or last is not None):
             raise ValueError(
@@ -236,14 +238,15 @@ class Diffusion(nn.Module):
         generator: torch.Generator | None = None,
         sampler: Sampler | None = None,
         steps: int | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
     ) -> Tensor:
         """(n, *shape): noise taken down to the first level by the sampler, then the mean of the last decoder.
 
         A schedule that starts clean is taken down to t = 0, where the last step is that mean. guidance_scale as in
         diffusers: 1 is none; see `components.conditions.Guided`.
         """
-        denoiser = self.denoiser if guidance_scale == 1 else Guided(self.denoiser, guidance_scale)
+        scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        denoiser = self.denoiser if scale == 1 or cond is None else Guided(self.denoiser, scale)
         x = denoiser.schedule.terminal_std * self.noise.sample(n, generator=generator)
         x = (sampler or self.sampler)(denoiser, x, time_grid(steps or self.sample_steps), cond, generator)
         return x if self.starts_clean else self.last(x, cond).mean  # type: ignore[misc]

@@ -1,0 +1,95 @@
+"""Runs that learn p(x|label): batches carry labels, pictures have a column a class, samples are drawn by label."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small import TINY
+
+import hybrids
+from hybrids import Diffusion, experiment
+from hybrids.experiment import load_recipe
+from hybrids.experiment.pictures import labels_shown
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(out: Path, *argv) -> None:
+    recipe = load_recipe("ddpm")
+    common = ["--device", "cpu", "--batch-size", "8", "--steps", "2", *TINY["ddpm"], "--out", str(out)]
+    experiment.main(recipe.Settings, recipe.build, [*common, *map(str, argv)])
+
+
+def test_a_conditional_run_learns_and_samples_by_label(tmp_path, few_digits, monkeypatch):
+    """What the loss is given are the labels of its examples; the picture and the evaluation ask for each label."""
+    asked, seen = [], []
+    loss, sample = Diffusion.loss, Diffusion.sample
+
+    def spied_loss(self, x, cond=None):
+        seen.append((x, cond))
+        return loss(self, x, cond)
+
+    def spied_sample(self, n, cond=None, *args, **options):
+        asked.append(cond)
+        return sample(self, n, cond, *args, **options)
+
+    monkeypatch.setattr(Diffusion, "loss", spied_loss)
+    monkeypatch.setattr(Diffusion, "sample", spied_sample)
+    run(tmp_path / "run", "--conditional", "--guidance-scale", 2, "--label-dropout", 0.25, "--evaluate-every", 2)
+    from hybrids.data import load_data
+
+    data = load_data("digits", 8)
+    whole = data.decode(data.x)
+    dropped = 0
+    for x, cond in seen:
+        true = data.labels[[int((whole == one).flatten(1).all(1).nonzero()[0]) for one in x]]
+        assert (cond == true)[cond != 10].all()
+        dropped += int((cond == 10).sum())
+    assert 0 < dropped < 16
+    assert asked[0].tolist() == list(range(10)) * 8 and asked[1].bincount().tolist() == [30] * 10
+    # Eight rows of ten: 64 pixels each, and a frame of two.
+    assert Image.open(tmp_path / "run/samples/step-2.png").size == (10 * 66 + 2, 8 * 66 + 2)
+
+
+@pytest.mark.slow
+def test_a_script_draws_one_label_and_refuses_others(tmp_path, few_digits):
+    """`scripts/sample.py --label` asks the model for that label; one that there is not is refused, exit code 2."""
+    run(tmp_path / "run", "--conditional")
+    script = [sys.executable, REPOSITORY / "scripts" / "sample.py", tmp_path / "run", "--number", "2"]
+    drawn = subprocess.run([*script, "--label", "3", "--guidance-scale", "2"], capture_output=True, text=True)
+    assert drawn.returncode == 0 and "2 samples" in drawn.stdout, drawn.stderr
+    refused = subprocess.run([*script, "--label", "10"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--label 10: expected 0 to 9" in refused.stderr
+
+
+def test_the_scale_of_a_run_is_that_of_its_samples(tmp_path, few_digits):
+    """`load` brings --guidance-scale back, a number given to `sample` goes first, and 1 is none."""
+    run(tmp_path / "run", "--conditional", "--guidance-scale", 3)
+    model = hybrids.load(tmp_path / "run")
+    # At the start a network answers zero, whatever the label.
+    torch.nn.init.normal_(model.denoiser.backbone.last.weight, std=0.1)
+    cond = labels_shown(10, rows=1)
+
+    def draw(scale=None):
+        generator = torch.Generator().manual_seed(0)
+        return model.sample(10, cond, generator, guidance_scale=scale)
+
+    assert torch.equal(draw(), draw(3.0)) and not torch.equal(draw(), draw(1.0))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--guidance-scale", "2"], "--guidance-scale 2.0: there is nothing to guide by without --conditional"),
+        (["--conditional", "--data", "25-gaussians"], "--conditional needs labels; --data 25-gaussians has none"),
+    ],
+)
+def test_what_cannot_be_conditional_is_refused(argv, message, tmp_path, capsys):
+    if "25-gaussians" in argv:
+        argv = [*argv, "--resolution", "none"]
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "run", *argv)
+    assert message in capsys.readouterr().err
