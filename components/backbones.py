@@ -1,4 +1,4 @@
-"""Backbones: networks (x_t, t, cond) to a tensor, for denoisers on images and on vectors."""
+"""Backbones: networks (x_t, t, cond) to a tensor, for denoisers on images, on sequences and on vectors."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,7 @@ from .layers import (
     SelfAttention,
     Upsample,
     check_event,
+    convolution,
     group_norm,
     pyramid,
     zeroed,
@@ -23,7 +24,7 @@ __all__ = ["MLP", "UNet"]
 
 
 class _CrossAttention(nn.Module):
-    """x + attention of its places to a context (B, M, features): (B, C, H, W) to the same, at first x."""
+    """x + attention of its places to a context (B, M, features): (B, C, ...) to the same, at first x."""
 
     def __init__(self, channels: int, features: int) -> None:
         super().__init__()
@@ -40,11 +41,11 @@ class _Step(nn.Module):
     """A residual block, then, where wanted, self-attention, then, where there is a context, cross-attention."""
 
     def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, context: int | None
+        self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool, context: int | None, dims: int
     ) -> None:
         super().__init__()
-        self.block = ResidualBlock(inputs, outputs, embedding, dropout)
-        self.attention = SelfAttention(outputs) if attention else nn.Identity()
+        self.block = ResidualBlock(inputs, outputs, embedding, dropout, dims)
+        self.attention = SelfAttention(outputs, dims) if attention else nn.Identity()
         self.cross = _CrossAttention(outputs, context) if attention and context is not None else None
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -55,25 +56,27 @@ class _Step(nn.Module):
 class UNet(nn.Module):
     """A U-Net of residual blocks adapted by time and label: x_t (B, C, H, W) to (B, out_channels, H, W), at first zero.
 
-    After Ho et al. 2020 (arXiv 2006.11239) with the adaptive norms of Dhariwal and Nichol 2021 (arXiv 2105.05233).
+    With shape = (C, L) it is one of sequences, x_t (B, C, L) to (B, out_channels, L), all else alike. After Ho et al.
+    2020 (arXiv 2006.11239) with the adaptive norms of Dhariwal and Nichol 2021 (arXiv 2105.05233).
 
-    Arguments: width times `multipliers`, the channels at each resolution, finest first; blocks, residual blocks at each
-    resolution, both ways; attention, the heights at which every block is followed by self-attention, the lowest by
-    default and () for none (the middle has it where the lowest resolution has it); num_classes, for cond as labels
+    Arguments: shape, (C, H, W) or (C, L); width times `multipliers`, the channels at each resolution, finest first;
+    blocks, residual blocks at each resolution, both ways; attention, the heights H, or lengths L, at which every block
+    is followed by self-attention, the lowest by default and () for none (the middle has it where the lowest resolution
+    has it); dropout, within each block; num_classes, for cond as labels
     (B,), None being the null class; or context F, for cond as tokens and mask ((B, L, F), (B, L) bool), True where
     there is a token, and cross-attention after every self-attention (Rombach et al. 2022, arXiv 2112.10752), None being
     a learned null token; out_channels, C by default; fourier, octaves of FourierFeatures appended to x_t;
     self_condition, to take an earlier estimate of x as well, zeros by default (Chen et al. 2022, arXiv 2208.04202,
     section 3.2).
 
-    Raises ValueError when the sides of `shape` do not divide by 2^(len(multipliers) - 1), attention names another
-    height, both num_classes and context are given, there is a context but no attention, x_t is not (B, *shape), or t,
-    cond or estimate does not fit.
+    Raises ValueError when `shape` is neither, or its sides do not divide by 2^(len(multipliers) - 1), attention names
+    another height, both num_classes and context are given, there is a context but no attention, x_t is not (B, *shape),
+    or t, cond or estimate does not fit.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, int, int] | tuple[int, int],
         width: int = 64,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 2,
@@ -87,11 +90,15 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.num_classes, self.self_condition = tuple(shape), num_classes, self_condition
+        dims = len(shape) - 1
+        if dims not in (1, 2):
+            raise ValueError(f"shape must be (C, H, W) or (C, L); got {self.shape}")
         pyramid(shape, multipliers)  # refuses sides that do not divide
         heights = [shape[1] >> i for i in range(len(multipliers))]
         attention = heights[-1:] if attention is None else attention
         if not set(attention) <= set(heights):
-            raise ValueError(f"attention must name heights out of {heights}; got {tuple(attention)}")
+            sides = "heights" if dims == 2 else "lengths"
+            raise ValueError(f"attention must name {sides} out of {heights}; got {tuple(attention)}")
         if context is not None and (num_classes is not None or not attention):
             raise ValueError(
                 f"context needs num_classes=None and attention at one height at least; "
@@ -102,30 +109,33 @@ class UNet(nn.Module):
         self.context = None if context is None else Context(context)
         self.fourier = FourierFeatures(fourier)
         channels = width * multipliers[0]
-        self.first = nn.Conv2d(shape[0] * (self.fourier.factor + self_condition), channels, 3, padding=1)
+        self.first = convolution(shape[0] * (self.fourier.factor + self_condition), channels, 3, dims)
         skips: list[int] = []
         self.blocks = blocks
         self.down, self.up, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+
+        def step(inputs: int, outputs: int, attend: bool) -> _Step:
+            return _Step(inputs, outputs, embedding, dropout, attend, context, dims)
+
         for height, multiplier in zip(heights, multipliers):
             for _ in range(blocks):
-                self.down.append(_Step(channels, width * multiplier, embedding, dropout, height in attention, context))
+                self.down.append(step(channels, width * multiplier, height in attention))
                 channels = width * multiplier
                 skips.append(channels)
         self.middle = nn.ModuleList(
-            _Step(channels, channels, embedding, dropout, attend and heights[-1] in attention, context)
-            for attend in (True, False)
+            step(channels, channels, attend and heights[-1] in attention) for attend in (True, False)
         )
         for i, (height, multiplier) in enumerate(zip(reversed(heights), reversed(multipliers))):
-            self.ups.append(Upsample(channels) if i else nn.Identity())
+            self.ups.append(Upsample(channels, dims) if i else nn.Identity())
             for _ in range(blocks):
-                inputs = channels + skips.pop()
-                self.up.append(_Step(inputs, width * multiplier, embedding, dropout, height in attention, context))
+                self.up.append(step(channels + skips.pop(), width * multiplier, height in attention))
                 channels = width * multiplier
         self.norm = group_norm(channels)
-        self.last = zeroed(nn.Conv2d(channels, out_channels or shape[0], 3, padding=1))
+        self.last = zeroed(convolution(channels, out_channels or shape[0], 3, dims))
+        self.halve = F.avg_pool1d if dims == 1 else F.avg_pool2d
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None, estimate: Tensor | None = None) -> Tensor:
-        """(B, out_channels, H, W): x_t (B, C, H, W), t (B,) or () in [0, 1], cond as the network was built, or None.
+        """(B, out_channels, ...): x_t (B, *shape), t (B,) or () in [0, 1], cond as the network was built, or None.
 
         estimate, of x, is like x_t, or None for zeros.
         """
@@ -146,7 +156,7 @@ class UNet(nn.Module):
         h = self.first(h)
         skips = []
         for i, step in enumerate(self.down):
-            h = step(F.avg_pool2d(h, 2) if i and i % self.blocks == 0 else h, embedding, words, mask)
+            h = step(self.halve(h, 2) if i and i % self.blocks == 0 else h, embedding, words, mask)
             skips.append(h)
         for step in self.middle:
             h = step(h, embedding, words, mask)

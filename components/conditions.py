@@ -41,7 +41,8 @@ class Guided(Denoiser):
     (w = s - 1 in Ho & Salimans 2022, 2207.12598, eq. 6). Both predictions come from one forward of twice the batch.
     Arguments: denoiser, trained with dropped conditions; guidance_scale; interval, the times in which it guides, 1
     elsewhere (Kynkäänniemi 2024, 2404.07724); rescale in [0, 1], how far x̂ is brought back to the spread of the
-    conditional x̂ (Lin 2023, 2305.08891, section 3.4). A learned variance is the conditional model's.
+    conditional x̂ (Lin 2023, 2305.08891, section 3.4), for events of two elements or more: a call with others raises
+    ValueError. A learned variance is the conditional model's; an earlier estimate of x is shown to both.
     """
 
     def __init__(
@@ -59,9 +60,15 @@ class Guided(Denoiser):
         self.denoiser, self.guidance_scale, self.interval, self.rescale = denoiser, guidance_scale, interval, rescale
         self.schedule, self.prediction = denoiser.schedule, denoiser.prediction
         self.variance, self.clip, self.sigma_data = denoiser.variance, denoiser.clip, denoiser.sigma_data
+        self.self_condition = denoiser.self_condition
 
     def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, **given: Tensor | None) -> Estimate:
         """The guided p(x|x_t); without cond, the unconditional model's."""
+        if self.rescale and x_t[:1].numel() == 1:
+            raise ValueError(
+                f"rescale must be 0 for events of one element, which have no spread; "
+                f"got rescale {self.rescale} for x_t of shape {tuple(x_t.shape)}"
+            )
         t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
         if cond is None or self.guidance_scale == 1:
             return self.denoiser(x_t, t, cond, **given)

@@ -1,5 +1,6 @@
 """Decoders: z to p(x|z). With a DeltaHead they are GAN generators."""
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -64,17 +65,18 @@ class ResidualDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """A residual MLP, then a head: (B, latent) to a distribution over (B, features).
+    """A residual MLP, then a head: (B, latent) to a distribution over (B, *features).
 
-    Arguments: head, which turns the last features into a distribution; depth, the number of residual blocks of `width`;
-    num_classes as in ResidualDecoder. `last` is the last layer with parameters.
+    Arguments: features, an int or the shape (C, ...) of an event, an image's for one; head, which turns the last
+    features into a distribution; depth, the number of residual blocks of `width`; num_classes as in ResidualDecoder.
+    `last` is the last layer with parameters.
     Raises ValueError when z is not (B, latent) or cond does not fit.
     """
 
     def __init__(
         self,
         latent: int,
-        features: int,
+        features: int | tuple[int, ...],
         head: Head,
         width: int = 256,
         depth: int = 3,
@@ -82,11 +84,13 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.latent, self.features, self.head, self.num_classes = latent, features, head, num_classes
+        channels, *rest = (features,) if isinstance(features, int) else features
+        self.raw = (head.factor * channels, *rest)
         self.label = ClassEmbedding(num_classes, width)
         self.first = nn.Linear(latent, width)
         self.blocks = nn.ModuleList(DenseBlock(width, None if num_classes is None else width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, head.factor * features)
+        self.last = nn.Linear(width, math.prod(self.raw))
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
         """p(x|z): z (B, latent), cond (B,) long or None."""
@@ -95,4 +99,4 @@ class MLPDecoder(nn.Module):
         h = self.first(z)
         for block in self.blocks:
             h = block(h, embedding)
-        return self.head(self.last(F.silu(self.norm(h))))
+        return self.head(self.last(F.silu(self.norm(h))).unflatten(1, self.raw))

@@ -119,9 +119,13 @@ class Denoiser(nn.Module):
             are as many further channels of the backbone's output (Nichol & Dhariwal 2021, 2102.09672, eq. 15).
         clip: bounds that x̂ is kept in by `reverse` and by samplers, never in the loss of ε.
         sigma_data: σ_d of edm.
+    self_condition is the backbone's: whether it also takes an earlier `estimate` of x (Chen 2022, 2208.04202, section
+    3.2); training and samplers then pass it on, by `recalled`.
     Raises ValueError for an unknown prediction or variance, and for epsilon or edm with a schedule that ends in pure
     noise, where they say nothing of x (Lin 2023, 2305.08891).
     """
+
+    self_condition: bool = False
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class Denoiser(nn.Module):
         self.prediction: Prediction = prediction
         self.variance: Variance = variance
         self.clip, self.sigma_data = clip, sigma_data
+        self.self_condition = bool(getattr(backbone, "self_condition", False))
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, **given: Tensor | None) -> Estimate:
         """p(x|x_t) as a point estimate, for x_t (B, *event) and t in [0, 1], () or (B,).
@@ -184,12 +189,19 @@ class Denoiser(nn.Module):
     def reverse(
         self, x_t: Tensor, s: Time, t: Time, cond: Tensor | None = None, **given: Tensor | None
     ) -> Normal | Delta:
+        """p(x_s|x_t) for s < t: the `posterior` of the clipped estimate."""
+        return self.posterior(self.clipped(x_t, t, cond, **given), s, t)
+
+    def recalled(self, estimate: Estimate) -> dict[str, Tensor]:
+        """What a later call is given of this one: its x̂, as `estimate`, if the backbone takes it; else nothing."""
+        return {"estimate": estimate.mean} if self.self_condition else {}
+
+    def posterior(self, estimate: Estimate, s: Time, t: Time) -> Normal | Delta:
         """p(x_s|x_t) = q(x_s|x_t, x̂) for s < t, with the small, the large or the learned variance.
 
         At a noiseless s the small variance is 0, and so is the learned one: Delta(x̂).
         """
-        estimate = self.clipped(x_t, t, cond, **given)
-        posterior = self.schedule.posterior(x_t, estimate.mean, s, t)
+        posterior = self.schedule.posterior(estimate.x_t, estimate.mean, s, t)
         if self.variance == "small" or (self.variance == "learned_range" and isinstance(posterior, Delta)):
             return posterior
         large = over(self.schedule.step(s, t)[1].sqrt(), posterior.mean)

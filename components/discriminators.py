@@ -158,18 +158,19 @@ class ResidualDiscriminator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """A plain LeakyReLU MLP: (B, features) to logits (B,), float32 or wider; with spectral_norm 1-Lipschitz in x.
+    """A plain LeakyReLU MLP: (B, *features) to logits (B,), float32 or wider; with spectral_norm 1-Lipschitz in x.
 
-    That bound holds for num_classes=None, up to the error of the power iteration. Arguments: depth, the number of
-    hidden layers of `width`, each of which t adds to when timed; given_features, of a second vector (B, given_features)
-    that is concatenated; the others as in ResidualDiscriminator.
+    That bound holds for num_classes=None, up to the error of the power iteration. Arguments: features, an int or the
+    shape of an event, an image's for one, which is flattened; depth, the number of hidden layers of `width`, each of
+    which t adds to when timed; given_features, of a second vector (B, given_features) that is concatenated; the others
+    as in ResidualDiscriminator.
 
-    Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, features).
+    Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, *features).
     """
 
     def __init__(
         self,
-        features: int,
+        features: int | tuple[int, ...],
         width: int = 256,
         depth: int = 3,
         spectral_norm: bool = False,
@@ -180,8 +181,9 @@ class MLPDiscriminator(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1; got {depth}")
-        self.features, self.given_features, self.num_classes = features, given_features, num_classes
-        inputs = [features + given_features] + [width] * (depth - 1)
+        self.features = (features,) if isinstance(features, int) else features
+        self.given_features, self.num_classes = given_features, num_classes
+        inputs = [math.prod(self.features) + given_features] + [width] * (depth - 1)
         self.time = TimeEmbedding(width) if timed else None
         self.layers = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)
         self.adapt = nn.ModuleList(nn.Linear(width, width) for _ in inputs) if timed else None
@@ -190,11 +192,12 @@ class MLPDiscriminator(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
-        """Logits (B,): x (B, features), t (B,) or () in [0, 1], cond (B,) long, given (B, given_features)."""
-        check_event("x", x, (self.features,))
+        """Logits (B,): x (B, *features), t (B,) or () in [0, 1], cond (B,) long, given (B, given_features)."""
+        check_event("x", x, self.features)
         _check_optional("t", t, self.time is not None, "timed=True")
         _check_optional("given", given, self.given_features > 0, "given_features > 0")
         embedding = None if self.time is None or t is None else F.silu(self.time(t, x))
+        x = x.flatten(1)
         if given is not None:
             check_event("given", given, (self.given_features,))
             x = torch.cat([x, given], dim=1)

@@ -19,7 +19,7 @@ class GaussianLast(nn.Module):
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
-        _must_start_with_noise(schedule, self)
+        must_start_with_noise(schedule, self)
         self.schedule = schedule
 
     def forward(self, x_0: Tensor, cond: Tensor | None = None) -> Normal:
@@ -37,7 +37,7 @@ class GridLast(nn.Module):
 
     def __init__(self, schedule: Schedule, levels: int) -> None:
         super().__init__()
-        _must_start_with_noise(schedule, self)
+        must_start_with_noise(schedule, self)
         self.schedule, self.levels = schedule, levels
 
     def forward(self, x_0: Tensor, cond: Tensor | None = None) -> Categorical:
@@ -68,7 +68,8 @@ class DenoisedLast(nn.Module):
         return Normal(x, std) if self.levels is None else DiscretizedNormal(x, std, self.levels)
 
 
-def _must_start_with_noise(schedule: Schedule, last: nn.Module) -> None:
+def must_start_with_noise(schedule: Schedule, last: nn.Module) -> None:
+    """Raises ValueError, naming both, for a schedule with σ = 0 at t = 0."""
     if schedule.noiseless(0.0):
         raise ValueError(
             f"{type(last).__name__} needs noise at t = 0; {type(schedule).__name__} has σ = 0 there: "

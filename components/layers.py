@@ -20,6 +20,7 @@ __all__ = [
     "TimeEmbedding",
     "Upsample",
     "check_event",
+    "convolution",
     "group_norm",
     "pyramid",
     "sinusoidal",
@@ -27,7 +28,7 @@ __all__ = [
     "zeroed",
 ]
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 def check_event(name: str, x: Tensor, event: Sequence[int]) -> None:
@@ -37,20 +38,26 @@ def check_event(name: str, x: Tensor, event: Sequence[int]) -> None:
         raise ValueError(f"{name} must be ({expected}); got shape {tuple(x.shape)}")
 
 
+def convolution(inputs: int, outputs: int, kernel: int, dims: int = 2) -> nn.Conv1d | nn.Conv2d:
+    """A convolution that keeps the sides: on sequences (B, C, L) for dims = 1, on images for 2; its kernel is odd."""
+    return (nn.Conv1d if dims == 1 else nn.Conv2d)(inputs, outputs, kernel, padding=kernel // 2)
+
+
 def pyramid(
-    shape: tuple[int, int, int], multipliers: Sequence[int] | None = None, to: tuple[int, int] | None = None
-) -> tuple[tuple[int, ...], tuple[int, int]]:
+    shape: tuple[int, ...], multipliers: Sequence[int] | None = None, to: tuple[int, ...] | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Width multipliers, finest resolution first, and the coarsest resolution that halving between them reaches.
 
-    Without `multipliers` they are 1, 2, 4, 4, ...: as many as lead from `shape` to `to`, or, without `to`, as long as
-    both sides are even and stay at least 4 (so powers of two end at 4x4).
+    `shape` is (C, H, W) or (C, L), `to` its sides at the end. Without `multipliers` they are 1, 2, 4, 4, ...: as many
+    as lead from `shape` to `to`, or, without `to`, as long as all sides are even and stay at least 4 (so powers of two
+    end at 4x4).
 
     Raises ValueError when a side of `shape` does not divide by the down-sampling factor or does not lead to `to`.
     """
-    _, height, width = shape
+    sides = tuple(shape[1:])
     if to is not None:
-        halvings = max(height // to[0], 1).bit_length() - 1
-        if (to[0] << halvings, to[1] << halvings) != (height, width):
+        halvings = max(sides[0] // to[0], 1).bit_length() - 1
+        if tuple(side << halvings for side in to) != sides:
             raise ValueError(f"latent must have shape's sides halved 0, 1, 2, ... times; got {to} for shape {shape}")
         if multipliers is not None and len(multipliers) != halvings + 1:
             raise ValueError(
@@ -61,18 +68,18 @@ def pyramid(
         if not multipliers:
             raise ValueError("multipliers must have at least one entry; got none")
         halvings = len(multipliers) - 1
-        if height % 2**halvings or width % 2**halvings:
+        if any(side % 2**halvings for side in sides):
             raise ValueError(
                 f"shape must have sides divisible by the down-sampling factor {2**halvings} "
                 f"of {len(multipliers)} multipliers; got {shape}"
             )
     else:
         halvings = 0
-        while not (height >> halvings) % 2 and not (width >> halvings) % 2 and min(height, width) >> halvings >= 8:
+        while not any((side >> halvings) % 2 for side in sides) and min(sides) >> halvings >= 8:
             halvings += 1
     if multipliers is None:
         multipliers = [min(2**i, 4) for i in range(halvings + 1)]
-    return tuple(multipliers), (height >> halvings, width >> halvings)
+    return tuple(multipliers), tuple(side >> halvings for side in sides)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -188,26 +195,28 @@ class FourierFeatures(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), 3x3: (B, inputs, H, W) to (B, outputs, H, W).
+    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), 3x3: (B, inputs, H, W) to (B, outputs, H, W); dims = 1: on (B, C, L).
 
     With `embedding` given, the second norm's output is scaled by 1 + s and shifted by b, both linear in the embedding
     (B, embedding), which comes already activated (Dhariwal and Nichol 2021, arXiv 2105.05233). The last convolution
     starts at zero (Ho et al. 2020, arXiv 2006.11239).
     """
 
-    def __init__(self, inputs: int, outputs: int, embedding: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int | None = None, dropout: float = 0.0, dims: int = 2
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = group_norm(inputs), group_norm(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv1 = convolution(inputs, outputs, 3, dims)
+        self.conv2 = zeroed(convolution(outputs, outputs, 3, dims))
         self.adapt = None if embedding is None else nn.Linear(embedding, 2 * outputs)
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.skip = nn.Identity() if inputs == outputs else convolution(inputs, outputs, 1, dims)
         self.dropout = dropout
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.adapt is not None:
-            scale, shift = self.adapt(embedding)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.adapt(embedding).unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         h = F.silu(h)
         if self.dropout:
@@ -248,32 +257,32 @@ class DenseBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + projection(attention(norm(x))) over the H W positions: (B, C, H, W) to the same.
+    """x + projection(attention(norm(x))) over all positions: (B, C, H, W), or (B, C, L) for dims = 1, to the same.
 
     The projection starts at zero; heads have at most 64 channels. torch chooses the kernel by device and dtype, and
     fused ones may refuse double backward: no place for it in a critic with R1.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
         self.heads = next(h for h in range(-(-channels // 64), channels + 1) if channels % h == 0)
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.projection = zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = convolution(channels, 3 * channels, 1, dims)
+        self.projection = zeroed(convolution(channels, channels, 1, dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        b, c = x.shape[:2]
+        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, -1).transpose(3, 4).unbind(1)
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.projection(out.transpose(2, 3).reshape(b, c, h, w))
+        return x + self.projection(out.transpose(2, 3).reshape(x.shape))
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, H, W) to (B, C, 2 H, 2 W)."""
+    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, H, W) to (B, C, 2 H, 2 W); dims = 1: on (B, C, L)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = convolution(channels, channels, 3, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,4 +1,7 @@
-"""Samplers: from noise at t = 1 down a grid of times to x. Any sampler runs any denoiser."""
+"""Samplers: from noise at t = 1 down a grid of times to x. Any sampler runs any denoiser.
+
+A self-conditioned denoiser is given each step's x̂ in the next (Chen 2022, 2208.04202, section 3.2).
+"""
 
 import math
 from itertools import pairwise
@@ -40,8 +43,11 @@ def ancestral(
     Arguments: x, the noise at times[0] (B, *event); times (steps + 1,), falling. Returns x at times[-1].
     """
     _check(times)
+    earlier: dict[str, Tensor] = {}
     for t, s in pairwise(times):
-        p = denoiser.reverse(x, s, t, cond)
+        estimate = denoiser.clipped(x, t, cond, **earlier)
+        earlier = denoiser.recalled(estimate)
+        p = denoiser.posterior(estimate, s, t)
         x = p.mean if denoiser.schedule.noiseless(s) else p.rsample(generator)
     return x
 
@@ -62,8 +68,10 @@ def ddim(
     _check(times)
     if not (math.isfinite(eta) and 0 <= eta <= 1):
         raise ValueError(f"eta must be in [0, 1]; got {eta}")
+    earlier: dict[str, Tensor] = {}
     for t, s in pairwise(times):
-        estimate = denoiser.clipped(x, t, cond)
+        estimate = denoiser.clipped(x, t, cond, **earlier)
+        earlier = denoiser.recalled(estimate)
         alpha, sigma = denoiser.schedule.alpha_sigma(s)
         noise = eta * denoiser.schedule.posterior_coefficients(s, t)[2]
         along = (sigma.square() - noise.square()).clamp(min=0).sqrt()

@@ -24,15 +24,23 @@ Condition = Tensor | tuple[Tensor, Tensor]
 
 
 class TimeAndLabel(nn.Module):
-    """What adapts every block: SiLU(time + label), (B, width)."""
+    """What adapts every block: SiLU(time + label + style), (B, width).
+
+    A style (B, width) comes with the time, as the pair (t, style): so it gets here through every backbone, which hands
+    its t on unread. `components.stochastic` makes one of a latent.
+    """
 
     def __init__(self, width: int, frequencies: int, num_classes: int | None) -> None:
         super().__init__()
+        self.width = width
         self.time = TimeEmbedding(width, frequencies)
         self.label = ClassEmbedding(num_classes, width)
 
-    def forward(self, t: Tensor, cond: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor | tuple[Tensor, Tensor], cond: Tensor | None, x: Tensor) -> Tensor:
+        t, style = t if isinstance(t, tuple) else (t, None)
         embedding, label = self.time(t, x), self.label(cond, x)
+        if style is not None:
+            embedding = embedding + style
         return F.silu(embedding if label is None else embedding + label)
 
 

@@ -8,11 +8,22 @@ if getattr(components, "PROJECT", None) != "hybrids":
         f"{getattr(components, '__file__', None)}; run from another folder, or rename that package"
     )
 
+from .adaptive import adaptive
 from .critic import Critic
 from .ema import EMA
 from .experiment import load
 from .game import Player, train, warmup_cosine
-from .models import GAN, VAE, Diffusion, StandardNormal, rate
+from .models import (
+    GAN,
+    VAE,
+    AdversarialDiffusion,
+    Autoencoder,
+    Diffusion,
+    HierarchicalVAE,
+    LatentModel,
+    StandardNormal,
+    rate,
+)
 from .probe import probe
 from .terms import Terms
 
@@ -20,11 +31,16 @@ __all__ = [
     "EMA",
     "GAN",
     "VAE",
+    "AdversarialDiffusion",
+    "Autoencoder",
     "Critic",
     "Diffusion",
+    "HierarchicalVAE",
+    "LatentModel",
     "Player",
     "StandardNormal",
     "Terms",
+    "adaptive",
     "load",
     "probe",
     "rate",

@@ -28,7 +28,8 @@ PAIRS = {
 class Settings(experiment.Settings):
     steps: int = 3000
     latent: int = setting(64, "Dimensions of z.", at_least=1)
-    width: int = setting(16, "Channels at the highest resolution; eight times as many units for points.", at_least=8)
+    network: Literal["residual", "mlp"] = setting("residual", "Networks of images; points always have an MLP.")
+    width: int = setting(16, "Channels at the highest resolution; an MLP has eight times as many units.", at_least=8)
     loss: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"] = setting(
         "relativistic", "The pair of losses."
     )
@@ -37,23 +38,25 @@ class Settings(experiment.Settings):
     gp: float = setting(0.0, "λ of the gradient penalty, for wasserstein (10).", at_least=0)
     lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
     spectral_norm: bool = setting(False, "Spectral norm in the discriminator.")
-    lr: float = setting(5e-4, "Learning rate of both players, decayed by a cosine to a tenth.", above=0)
+    lr: float = setting(5e-4, "Learning rate of both players, decayed by a cosine.", above=0)
+    final_lr: float = setting(0.1, "The last learning rate, as a share of the first.", at_least=0, at_most=1)
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:
-    if data.is_image:
-        generator = ResidualDecoder(settings.latent, data.shape, DeltaHead(), settings.width)
+    head = DeltaHead(bounded=data.is_image)
+    if data.is_image and settings.network == "residual":
+        generator = ResidualDecoder(settings.latent, data.shape, head, settings.width)
         discriminator = ResidualDiscriminator(data.shape, settings.width, spectral_norm=settings.spectral_norm)
     else:
         width = 8 * settings.width
-        generator = MLPDecoder(settings.latent, data.dimensions, DeltaHead(bounded=False), width)
-        discriminator = MLPDiscriminator(data.dimensions, width, spectral_norm=settings.spectral_norm)
+        generator = MLPDecoder(settings.latent, data.shape, head, width)
+        discriminator = MLPDiscriminator(data.shape, width, spectral_norm=settings.spectral_norm)
     critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy, settings.gp)
     gan = GAN(generator, critic, settings.latent)
     common = {
         # No momentum: each player answers the other's last move.
         "optimizer": partial(Adam, lr=settings.lr, betas=(0.0, 0.99)),
-        "lr": warmup_cosine(0, settings.steps, final=0.1),
+        "lr": warmup_cosine(0, settings.steps, final=settings.final_lr),
     }
     players = [
         Player(gan.judge, moves=[critic], name="critic", **common),

@@ -19,8 +19,7 @@ from hybrids.experiment import Stage, setting
 class Settings(experiment.Settings):
     digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
 
-    steps: int = 3000
-    batch_size: int = 128
+    steps: int = 1000  # on digits it overfits from there on: 3.6 bits/dim after 256 epochs
     latent: int = setting(16, "Dimensions of z.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; eight times as many units for points.", at_least=8)
     likelihood: Literal["logistic", "categorical", "bernoulli", "normal", "none"] = setting(

@@ -15,6 +15,7 @@ from .continuous import (
 )
 from .learned import LearnedSchedule
 from .tables import BETA_SCHEDULES, BetaSchedule
+from .variance_preserving import VariancePreservingSchedule
 
 __all__ = [
     "BETA_SCHEDULES",
@@ -28,5 +29,6 @@ __all__ = [
     "ShiftedSchedule",
     "Time",
     "VarianceExplodingSchedule",
+    "VariancePreservingSchedule",
     "over",
 ]

@@ -5,6 +5,7 @@ Notation: λ_t = log(α_t²/σ_t²), the log-SNR (VDM's γ is -λ); β and ᾱ =
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,13 @@ class Schedule(nn.Module):
         ratio, variance = self.step(s, t)
         share = (sigma_s / sigma_t).square()
         return ratio * share, alpha_s * variance / sigma_t.square(), (variance * share).sqrt()
+
+    def minimizing_variance(self) -> AbstractContextManager[list[Tensor]]:
+        """Where a bound's estimate at random t is made: a list to append its losses (B,) to, for what is learned.
+
+        `LearnedSchedule` says what it makes of them; a schedule in which nothing is learned ignores them.
+        """
+        return nullcontext([])
 
     def noiseless(self, t: Time) -> bool:
         """Whether t is one time, not a batch of them, and σ_t = 0 there."""

@@ -1,6 +1,7 @@
 """Schedules in closed form: cosine, straight log-SNR, exploding variance, EDM's, straight-line flow, and shifts."""
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -212,3 +213,7 @@ class ShiftedSchedule(Schedule):
     def time(self, log_snr: Tensor | float) -> Tensor:
         """The schedule's time of λ + 2 log shift."""
         return self.schedule.time(widest(log_snr) + 2 * math.log(self.shift))
+
+    def minimizing_variance(self) -> AbstractContextManager[list[Tensor]]:
+        """The schedule's own, which may be learned."""
+        return self.schedule.minimizing_variance()

@@ -103,9 +103,29 @@ class _Run:
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
         self.stop = Signals()
 
-    def _batches(self, labels: bool = False) -> Batches:
+    def _batches(self, labels: bool = False, data: Data | None = None) -> Batches:
         a, s = self.accelerator, self.settings
-        return self.data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device, labels)
+        data = self.data if data is None else data
+        return data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device, labels)
+
+    def _batches_of(self, index: int) -> Any:
+        """A stage's own batches, or those of the run's data or of the data that the stage makes.
+
+        What a stage draws while it makes them is a function of the seed and the stage, equal on all ranks: a resume in
+        the middle of the stage makes the same again, and nobody else's noise changes.
+        """
+        stage = self.stages[index]
+        if stage.batches is None:
+            return self._batches(stage.conditional)
+        if not callable(stage.batches):
+            return stage.batches
+        noise = random_numbers(self.accelerator.device)
+        _seed(self.settings.seed + (index + 1) * 7_919)
+        with asked(f"stage {stage.name!r}"):
+            made = stage.batches()
+            batches = self._batches(stage.conditional, made) if isinstance(made, Data) else made
+        restore_random_numbers(self.accelerator.device, *noise)
+        return batches
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -173,7 +193,7 @@ class _Run:
 
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
-        batches: Any = stage.batches() if callable(stage.batches) else stage.batches or self._batches(stage.conditional)
+        batches = self._batches_of(index)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         start = first
         if saved is not None and saved.step > first:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data import Batches
+from ..data import Batches, Data
 from ..game import Player
 from .refusal import Refusal
 
@@ -22,7 +22,8 @@ class Stage:
         name: what logs and messages call it.
         model: what samples, is averaged (EMA), saved, and brought back by `load`.
         players: who trains it, in order of turns.
-        batches: its data, or a function that makes them once the stages before are trained; None: the run's own.
+        batches: its own, or a function that makes them, or the Data that they are of, once the stages before are
+            trained, such as `LatentModel.cache`; it is called again on resume. None: the run's own.
         steps: its length; None: `--steps`.
         conditional: whether batches carry labels as cond, and samples are drawn by label.
         still: parameters of the model that nobody shall move, so that the others can be checked.
@@ -31,7 +32,7 @@ class Stage:
     name: str
     model: nn.Module
     players: list[Player]
-    batches: Batches | Callable[[], Batches] | None = None
+    batches: Batches | Callable[[], Batches | Data] | None = None
     steps: int | None = None
     still: tuple[nn.Module, ...] = field(default=())
     conditional: bool = False

@@ -1,8 +1,23 @@
 """Models of p(x), which nest: what can score data can be a prior."""
 
+from .adversarial import AdversarialDiffusion
+from .autoencoder import Autoencoder
 from .diffusion import Diffusion
 from .gan import GAN
+from .latent import LatentModel
+from .hierarchical import HierarchicalVAE
 from .rates import Model, StandardNormal, rate
 from .vae import VAE
 
-__all__ = ["GAN", "VAE", "Diffusion", "Model", "StandardNormal", "rate"]
+__all__ = [
+    "GAN",
+    "VAE",
+    "AdversarialDiffusion",
+    "Autoencoder",
+    "Diffusion",
+    "HierarchicalVAE",
+    "LatentModel",
+    "Model",
+    "StandardNormal",
+    "rate",
+]

@@ -1,6 +1,5 @@
 """Diffusion, in discrete or continuous time: DDPM and variational diffusion are settings of it."""
 
-from contextlib import nullcontext
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -12,7 +11,7 @@ from components.distributions import Normal, kl, per_example, randn_like
 from components.last import DenoisedLast, GaussianLast, GridLast
 from components.precision import wide
 from components.samplers import ancestral, time_grid
-from components.schedules import LearnedSchedule, over
+from components.schedules import over
 from components.timesteps import TimeSampler, UniformTimes, low_discrepancy
 from components.weightings import WeightFunction
 
@@ -53,6 +52,8 @@ class Diffusion(nn.Module):
         timesteps: T, or None for continuous time.
         weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
             `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
+            A denoiser with self_condition is shown its own x̂ in half of the batches of simple and of a function, and in
+            sampling (Chen 2022, 2208.04202, section 3.2). `nll` and `bound` are of the chain that is shown none.
         times: which t `loss` trains on; uniform by default (with a log-SNR-linear schedule that is uniform in λ).
         sampler, sample_steps, guidance_scale: what `sample` uses; steps are T by default, 250 in continuous time.
     """
@@ -78,6 +79,11 @@ class Diffusion(nn.Module):
             raise ValueError(f"timesteps must be at least 1, or None for continuous time; got {timesteps}")
         self.denoiser, self.timesteps, self.weighting = denoiser, timesteps, weighting
         self.times = UniformTimes() if times is None else times
+        if denoiser.self_condition and weighting == "likelihood":
+            raise ValueError(
+                "weighting must not be 'likelihood' for a backbone with self_condition=True: the bound is of a chain "
+                "without earlier estimates, so none would be trained on; use simple, or a function of λ"
+            )
         self.noise = StandardNormal(shape)
         self.sampler, self.sample_steps = sampler, sample_steps or timesteps or 250
         self.guidance_scale = guidance_scale
@@ -136,7 +142,7 @@ class Diffusion(nn.Module):
         drawn = t
         if self.timesteps is not None:
             t = (t * self.timesteps).floor().add(1).clamp(max=self.timesteps) / self.timesteps
-        estimate, epsilon = self._estimate(x, t, cond, clip=False)
+        estimate, epsilon = self._estimate(x, t, cond, clip=False, recall=0.5)
         x = wide(x)
         if callable(self.weighting):
             name, error = "weighted", self._weighted(self.weighting, estimate, x, epsilon, t)
@@ -201,8 +207,7 @@ class Diffusion(nn.Module):
     def _rate_of_change(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         """-½ λ'(t) ‖ε - ε̂‖²: (B,). A learned schedule hears of it, to minimize its variance."""
         schedule = self.denoiser.schedule
-        learned = isinstance(schedule, LearnedSchedule) and torch.is_grad_enabled()
-        with schedule.minimizing_variance() if learned else nullcontext([]) as heard:  # type: ignore[operator]
+        with schedule.minimizing_variance() as heard:
             estimate, epsilon = self._estimate(x, t, cond, clip=True)
             error = per_example((epsilon - estimate.epsilon).square())
             rate = (-0.5 * schedule.slope(t)).to(error) * error
@@ -218,13 +223,23 @@ class Diffusion(nn.Module):
         x_first = schedule.marginal(x, self.first).rsample()
         return Terms(prior=prior, reconstruction=-self.last(x_first, cond).log_prob(x))  # type: ignore[misc]
 
-    def _estimate(self, x: Tensor, t: Tensor | float, cond: Tensor | None, clip: bool) -> tuple[Estimate, Tensor]:
-        """The denoiser's answer to x_t = α x + σ ε, and ε."""
+    def _estimate(
+        self, x: Tensor, t: Tensor | float, cond: Tensor | None, clip: bool, recall: float = 0.0
+    ) -> tuple[Estimate, Tensor]:
+        """The denoiser's answer to x_t = α x + σ ε, and ε.
+
+        With probability `recall` a self-conditioned denoiser is shown its own x̂ of a first pass, which has no gradient.
+        """
         x = wide(x)
         epsilon = randn_like(x)
         alpha, sigma = self.denoiser.schedule.alpha_sigma(t)
         x_t = over(alpha, x) * x + over(sigma, x) * epsilon
-        return (self.denoiser.clipped if clip else self.denoiser)(x_t, t, cond), epsilon
+        earlier: dict[str, Tensor] = {}
+        # one coin for the batch, as in Chen et al. 2022: on average a first pass is half a forward's cost
+        if recall and self.denoiser.self_condition and torch.rand(()) < recall:
+            with torch.no_grad():
+                earlier = self.denoiser.recalled(self.denoiser.clipped(x_t, t, cond))
+        return (self.denoiser.clipped if clip else self.denoiser)(x_t, t, cond, **earlier), epsilon
 
     def _uniform(self, x: Tensor) -> Tensor:
         # Only in training do all ranks come here together, as sharing the offset needs.

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from components.bottlenecks import Quantized
 from components.distributions import Distribution, Normal, kl_per_dimension, per_example
 from components.precision import full_precision
 from components.ranks import mean_over_ranks
@@ -61,15 +62,22 @@ class StandardNormal(nn.Module):
 
 
 @full_precision()
-def rate(q: Distribution, z: Tensor, prior: Any, free_bits: float = 0.0, cond: Tensor | None = None) -> Terms:
+def rate(
+    q: Distribution | Quantized, z: Tensor, prior: Any, free_bits: float = 0.0, cond: Tensor | None = None
+) -> Terms:
     """E_q[log q(z|x) - log p(z)], which is KL(q(z|x) ‖ p(z)), in nats.
 
     Normal against StandardNormal: in closed form, term `rate`; with free bits Σ_j max(free_bits, E_batch KL_j), where
     the batch is that of all ranks (Kingma 2016, 1606.04934, section C.8). Any other prior: prior.nll(z) - H[q], terms
-    `prior.*` and `posterior_entropy`; the gradient reaches q through z, and the prior.
+    `prior.*` and `posterior_entropy`; the gradient reaches q through z, and the prior. Codes of a bottleneck: its own
+    losses, and the measurement `codes/perplexity`; a prior of codes is fitted afterwards, so none is charged here.
     Arguments: q = q(z|x); z ~ q, reparameterized (B, *latent); prior, a Model of z; free_bits, in nats a dimension.
     Raises ValueError for free bits with a prior without closed form.
     """
+    if isinstance(q, Quantized):
+        if free_bits > 0:
+            raise ValueError(f"free_bits needs a KL in closed form; got codes of a bottleneck and {free_bits}")
+        return Terms({**q.losses, "codes/perplexity": (0.0, q.perplexity)})
     if isinstance(q, Normal) and isinstance(prior, StandardNormal):
         each = kl_per_dimension(q, prior.distribution)
         if free_bits > 0:

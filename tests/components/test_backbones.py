@@ -20,10 +20,12 @@ def randomized(module):
 def build(kind, **options):
     if kind == "mlp":
         return MLP(5, width=16, depth=2, **options), torch.randn(4, 5), torch.rand(4)
-    return UNet((2, 8, 8), width=8, **options), torch.randn(4, 2, 8, 8), torch.rand(4)
+    shape = (2, 8, 8) if kind == "unet" else (2, 8)
+    return UNet(shape, width=8, **options), torch.randn(4, *shape), torch.rand(4)
 
 
-KINDS = pytest.mark.parametrize("kind", ["mlp", "unet"])
+KINDS = pytest.mark.parametrize("kind", ["mlp", "unet", "unet of sequences"])
+UNETS = pytest.mark.parametrize("kind", ["unet", "unet of sequences"])
 
 
 @pytest.mark.parametrize("shape, options", [
@@ -32,6 +34,8 @@ KINDS = pytest.mark.parametrize("kind", ["mlp", "unet"])
     ((4, 4, 4), {"multipliers": (1,)}), ((1, 28, 28), {"multipliers": (2, 1, 1)}),
     ((1, 8, 8), {"attention": ()}), ((1, 8, 8), {"attention": (8, 4)}), ((1, 8, 8), {"blocks": 3}),
     ((1, 8, 8), {"fourier": (6, 7)}),
+    ((3, 64), {"multipliers": (1, 2, 3, 4), "blocks": 1}), ((1, 28), {"multipliers": (2, 1, 1)}),
+    ((4, 7), {"multipliers": (1,)}), ((1, 8), {"attention": ()}), ((2, 8), {"attention": (8, 4), "fourier": (6, 7)}),
 ])  # fmt: skip
 def test_unet_shapes(shape, options):
     network = randomized(UNet(shape, width=4, **options))
@@ -43,7 +47,7 @@ def test_unet_shapes(shape, options):
 def test_outputs(kind):
     wide = {"out_features": 10} if kind == "mlp" else {"out_channels": 6}
     network, x, t = build(kind, **wide)
-    assert network(x, t).shape == ((4, 10) if kind == "mlp" else (4, 6, 8, 8))
+    assert network(x, t).shape == ((4, 10) if kind == "mlp" else (4, 6, *x.shape[2:]))
 
 
 @KINDS
@@ -101,8 +105,9 @@ def test_labels(kind):
         build(kind)[0](x, t, torch.zeros(4, dtype=torch.long))
 
 
-def test_examples_do_not_mix():
-    network, x, t = build("unet")
+@UNETS
+def test_examples_do_not_mix(kind):
+    network, x, t = build(kind)
     randomized(network)
     torch.testing.assert_close(network(x, t)[:2], network(x[:2], t[:2]), atol=1e-4, rtol=1e-4)
 
@@ -127,8 +132,9 @@ def test_skips_carry_detail_past_the_lowest_resolution():
     assert slope.any()
 
 
-def test_dropout():
-    network, x, t = build("unet", dropout=0.5)
+@UNETS
+def test_dropout(kind):
+    network, x, t = build(kind, dropout=0.5)
     randomized(network)
     assert not torch.equal(network(x, t), network(x, t))
     network.eval()
@@ -140,9 +146,10 @@ def words(batch=4, features=6):
     return torch.randn(batch, 3, features), mask
 
 
+@UNETS
 @pytest.mark.parametrize("attention", [(4,), (8, 4), (8,)])
-def test_context(attention):
-    network, x, t = build("unet", context=6, attention=attention)
+def test_context(kind, attention):
+    network, x, t = build(kind, context=6, attention=attention)
     tokens, mask = words()
     assert torch.equal(network(x, t, (tokens, mask)), torch.zeros_like(x))
     null, out = randomized(network)(x, t), network(x, t, (tokens, mask))
@@ -176,8 +183,9 @@ def test_context_under_autocast():
     assert exact.isfinite().all()
 
 
-def test_self_condition():
-    network, x, t = build("unet", self_condition=True, fourier=(0,), num_classes=3)
+@UNETS
+def test_self_condition(kind):
+    network, x, t = build(kind, self_condition=True, fourier=(0,), num_classes=3)
     assert torch.equal(network(x, t), torch.zeros_like(x))
     out = randomized(network)(x, t)
     assert torch.equal(out, network(x, t, None, torch.zeros_like(x)))
@@ -188,8 +196,33 @@ def test_self_condition():
     assert slope.flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("options, cond", [({"num_classes": 3}, None), ({"context": 6, "attention": (8, 4)}, words())])
+@pytest.mark.parametrize("options, cond", [
+    ({}, None),
+    ({"num_classes": 3, "fourier": (0, 1)}, torch.tensor([0, 1, 2, 3])),
+    ({"context": 6, "attention": (8, 4)}, words()),
+    ({"self_condition": True, "attention": (8,)}, None),
+])  # fmt: skip
+def test_the_unet_of_sequences_is_that_of_images_on_images_of_equal_columns(options, cond):
+    """With kernels that are zero beside their middle column: norms, pools and attention see the same shares. 1e-10."""
+    sequences, images = UNet((2, 8), width=8, **options).double(), UNet((2, 8, 8), width=8, **options).double()
+    weights = randomized(sequences).state_dict()
+    for name, weight in images.state_dict().items():
+        weight.copy_(weights[name] if weight.ndim < 4 else nn.functional.pad(
+            weights[name].unsqueeze(3), [weight.shape[3] // 2] * 2))  # fmt: skip
+    x, t, cond = torch.randn(4, 2, 8).double(), torch.rand(4), cond
+    if isinstance(cond, tuple):
+        cond = (cond[0].double(), cond[1])
+    estimate = torch.randn_like(x) if sequences.self_condition else None
+    found = sequences(x, t, cond, estimate)
+    x, estimate = (None if value is None else value.unsqueeze(3).expand(4, 2, 8, 8) for value in (x, estimate))
+    torch.testing.assert_close(images(x, t, cond, estimate), found.unsqueeze(3).expand_as(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options, cond", [
+    ({"num_classes": 3, "self_condition": True}, None), ({"context": 6, "attention": (8, 4)}, words())
+])  # fmt: skip
 def test_channels_last(options, cond):
+    """The same numbers to 1e-5 of their size, and the layout stays from step to step."""
     network, x, t = build("unet", **options)
     expected = randomized(network)(x, t, cond)
     network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
@@ -197,7 +230,7 @@ def test_channels_last(options, cond):
     for step in [*network.down, *network.up]:
         step.register_forward_hook(lambda module, inputs, out: seen.append(out))
     out = network(x, t, cond)
-    torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(out, expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     assert seen and all(h.is_contiguous(memory_format=torch.channels_last) for h in seen)
 
 
@@ -226,6 +259,15 @@ def test_context_and_estimate_refusals():
 def test_refusals():
     with pytest.raises(ValueError, match=r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6, 6\)"):
         UNet((1, 6, 6), multipliers=(1, 2, 2))
+    with pytest.raises(ValueError, match=r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6\)"):
+        UNet((1, 6), multipliers=(1, 2, 2))
+    for shape in ((8,), (1, 2, 8, 8)):
+        with pytest.raises(ValueError, match=r"shape must be \(C, H, W\) or \(C, L\); got \("):
+            UNet(shape)
+    with pytest.raises(ValueError, match=r"attention must name lengths out of \[8, 4\]; got \(16,\)"):
+        UNet((1, 8), attention=(16,))
+    with pytest.raises(ValueError, match=r"x_t must be \(B, 2, 8\); got shape \(4, 2, 8, 8\)"):
+        build("unet of sequences")[0](torch.zeros(4, 2, 8, 8), torch.zeros(4))
     with pytest.raises(ValueError, match=r"attention must name heights out of \[8, 4\]; got \(16,\)"):
         UNet((1, 8, 8), attention=(16,))
     with pytest.raises(ValueError, match=r"x_t must be \(B, 2, 8, 8\); got shape \(4, 1, 8, 8\)"):

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -236,6 +237,25 @@ def test_it_is_a_denoiser_with_the_settings_of_the_one_it_guides():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Guided(build(), 2.0, **settings)
+
+
+def test_rescaling_events_of_one_element_is_refused_at_the_call():
+    """The spread over one element is no number; without rescale such events are guided as any."""
+
+    class Shift(nn.Module):
+        num_classes = 2
+
+        def forward(self, x_t, t, cond=None):
+            return x_t + (0 if cond is None else cond.view(-1, *[1] * (x_t.ndim - 1)))
+
+    model = Denoiser(Shift(), LogSNRLinearSchedule(), "sample")
+    guided = Guided(model, 2.0, rescale=0.5)
+    for x in (torch.zeros(3, 1), torch.zeros(3, 1, 1, 1)):
+        shape = re.escape(str(tuple(x.shape)))
+        with pytest.raises(ValueError, match=rf"rescale must be 0 for events of one element.* x_t of shape {shape}"):
+            guided(x, 0.5, COND)
+        assert Guided(model, 2.0)(x, 0.5, COND).mean.isfinite().all()
+    assert guided(torch.randn(3, 2), 0.5, COND).mean.isfinite().all()
 
 
 def test_labels_for_a_network_that_takes_none_are_refused():

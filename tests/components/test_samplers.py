@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from components import samplers
+from components.conditions import Guided
 from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim, time_grid
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
@@ -175,6 +176,44 @@ def test_condition_and_clip_reach_the_denoiser():
     for sampler in (ancestral, ddim):
         x = sampler(denoiser, torch.randn(2, 3, dtype=F64), time_grid(4), torch.tensor([-1, 1]))
         torch.testing.assert_close(x, torch.tensor([[-1.0], [1.0]], dtype=F64).expand(2, 3), rtol=1e-12, atol=0)
+
+
+class Recalling(nn.Module):
+    """Answers with what it was shown last, and writes down what that was."""
+
+    self_condition, num_classes = True, 2
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x_t, t, cond=None, estimate=None):
+        self.seen.append(estimate)
+        shift = 0.0 if cond is None else cond[:, None].to(x_t)
+        return 0.5 * torch.tanh(x_t) + shift + (0.9 * estimate if estimate is not None else 0.0)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("sampler", [ancestral, ddim, eta_1])
+def test_a_self_conditioned_denoiser_is_shown_its_clipped_x_of_the_step_before(sampler, guided, monkeypatch):
+    """Guidance shows the guided x̂ to both its halves. A denoiser without self_condition is shown none: all others."""
+    monkeypatch.setattr(samplers, "randn_like", lambda x, generator: torch.zeros_like(x))
+    plain = Denoiser(Recalling(), LogSNRLinearSchedule(), "sample", clip=(-1.0, 1.0))
+    denoiser, cond = (Guided(plain, 3.0), torch.tensor([0, 1, 1, 0])) if guided else (plain, None)
+    found, clipped = [], denoiser.clipped
+
+    def written(*arguments, **given):
+        found.append(clipped(*arguments, **given))
+        return found[-1]
+
+    monkeypatch.setattr(denoiser, "clipped", written)
+    x = sampler(denoiser, torch.randn(4, 3, dtype=F64), time_grid(5), cond)
+    first, *seen = plain.backbone.seen
+    assert first is None and len(seen) == 4 and x.isfinite().all()
+    for earlier, shown in zip(found, seen, strict=False):
+        assert torch.equal(shown, torch.cat([earlier.mean] * 2) if guided else earlier.mean)
+        assert earlier.mean.abs().max() <= 1
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_samplers_leave_no_graph():

@@ -23,6 +23,8 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 FEATURES, LATENT, WIDTH = 4, 2, 8
 
 TINY = {
+    "hierarchical_vae": ["--width", "8", "--latent", "2"],
+    "variational_diffusion": ["--width", "8", "--sample-steps", "4", "--resolution", "8"],
     "vae": ["--width", "8", "--latent", "4"],
     "gan": ["--width", "8", "--latent", "4", "--resolution", "8"],
     "ddpm": ["--width", "8", "--resolution", "8", "--timesteps", "8", "--sample-steps", "4", "--dropout", "0.1"],

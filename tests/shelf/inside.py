@@ -197,9 +197,9 @@ def diffusion(
     return Diffusion(Denoiser(backbone, schedule or LogSNRLinearSchedule(), **(denoiser or {})), shape, **options)
 
 
-def unet(**options) -> UNet:
+def unet(shape=IMAGE, **options) -> UNet:
     """A small U-Net."""
-    return UNet(IMAGE, 4, (1, 2), blocks=1, **options)
+    return UNet(shape, 4, (1, 2), blocks=1, **options)
 
 
 def dropped(backbone: nn.Module, num_classes: int | None, shape) -> list[Player]:
@@ -210,19 +210,6 @@ def dropped(backbone: nn.Module, num_classes: int | None, shape) -> list[Player]
 
     model = diffusion(backbone, shape=shape, sampler=guided)
     return one(model, lambda b: model.loss(b["x"], drop(condition(b), 0.5, num_classes)))
-
-
-def self_conditioned() -> list[Player]:
-    """A U-Net that sees its own earlier estimate. Chen 2022, 2208.04202."""
-    denoiser = Denoiser(unet(self_condition=True), LogSNRLinearSchedule())
-
-    def loss(b: dict[str, Tensor]) -> Terms:
-        x_t, epsilon = b["given"], b["x"]
-        with torch.no_grad():
-            earlier = denoiser(x_t, b["t"]).mean
-        return Terms(simple=per_example((epsilon - denoiser.backbone(x_t, b["t"], estimate=earlier)).square()))
-
-    return one(denoiser, loss)
 
 
 def distilled(exact: Callable[[LogSNRLinearSchedule], nn.Module]) -> list[Player]:

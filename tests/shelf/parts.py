@@ -30,7 +30,6 @@ from inside import (
     perceptual,
     pictures,
     residual_critic,
-    self_conditioned,
     unet,
     vae,
 )
@@ -140,7 +139,16 @@ PARTS: dict[str, Callable[[], Game]] = {
         dropped(unet(num_classes=CLASSES, fourier=(1, 2), dropout=0.1), CLASSES, IMAGE), batch(IMAGE, "cond")
     ),
     "backbone-unet-tokens": lambda: (dropped(unet(context=FEATURES), None, IMAGE), batch(IMAGE, "tokens", "mask")),
-    "backbone-unet-self-condition": lambda: (self_conditioned(), batch(IMAGE, "given", "t")),
+    "backbone-unet-self-condition": lambda: (
+        dropped(unet(num_classes=CLASSES, self_condition=True), CLASSES, IMAGE), batch(IMAGE, "cond")
+    ),
+    "backbone-unet-sequence-labels": lambda: (
+        dropped(unet(SEQUENCE, num_classes=CLASSES, fourier=(1,), dropout=0.1, self_condition=True), CLASSES, SEQUENCE),
+        batch(SEQUENCE, "cond"),
+    ),
+    "backbone-unet-sequence-tokens": lambda: (
+        dropped(unet(SEQUENCE, context=FEATURES), None, SEQUENCE), batch(SEQUENCE, "tokens", "mask")
+    ),
     "backbone-dit-labels": lambda: (
         dropped(DiT(IMAGE, 4, WIDTH, 1, 2, num_classes=CLASSES), CLASSES, IMAGE), batch(IMAGE, "cond")
     ),
@@ -222,6 +230,7 @@ shelve("schedule", {
 shelve("schedule", {
     "learned": LearnedSchedule,
     "learned-ends": lambda: LearnedSchedule(learn_endpoints=True),
+    "learned-shifted": lambda: ShiftedSchedule(LearnedSchedule(), 2.0),
 }, lambda schedule: one(diffusion(schedule=schedule, **GRID)))  # fmt: skip
 
 shelve("weighting", {
