@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .images import BadImage, TooLarge, decode
 
-__all__ = ["Encoded", "Skipping", "Stream", "Workers"]
+__all__ = ["Encoded", "Skipping", "Stream", "WorkerDied", "Workers"]
 
 
 class Encoded(Protocol):
@@ -113,6 +113,10 @@ class _Batches(Dataset):
             return position, torch.empty(0), {}, str(error)
 
 
+class WorkerDied(RuntimeError):
+    """A process that decodes images was killed or ended; the message says how, and what helps."""
+
+
 class Workers:
     """Batches of a stream, by position, read ahead by worker processes in the order in which they will be taken.
 
@@ -128,7 +132,7 @@ class Workers:
     def take(self, position: int) -> Tensor:
         """(B, C, R, R) uint8, the batch at a position.
 
-        Raises ValueError for more bad images than may be skipped, RuntimeError if a worker has been killed.
+        Raises ValueError for more bad images than may be skipped, WorkerDied if one has been killed.
         """
         if position != self._next:
             self._start(position)
@@ -191,7 +195,7 @@ class Workers:
             -signal.SIGBUS: "most likely the shared memory is full: enlarge /dev/shm (docker run --shm-size), lower "
             "--batch-size, or use --workers 0",
         }.get(code, "--workers 0 reads the images in the run's own process and shows where it fails")
-        raise RuntimeError(
+        raise WorkerDied(
             f"a data worker (pid {dead.pid}) {how}; {remedy}; go on from the last checkpoint with --resume auto"
         )
 

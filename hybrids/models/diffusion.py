@@ -53,7 +53,8 @@ class Diffusion(nn.Module):
         weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
             `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
             A denoiser with self_condition is shown its own x̂ in half of the batches of simple and of a function, and in
-            sampling (Chen 2022, 2208.04202, section 3.2). `nll` and `bound` are of the chain that is shown none.
+            sampling (Chen 2022, 2208.04202, section 3.2). `nll` and `bound` are of the chain that is shown none, so to
+            train on `nll`, as a VAE's prior, does not teach it to sample.
         times: which t `loss` trains on; uniform by default (with a log-SNR-linear schedule that is uniform in λ).
         sampler, sample_steps, guidance_scale: what `sample` uses; steps are T by default, 250 in continuous time.
     """

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from inside import (
+    ADAM,
     CLASSES,
     FEATURES,
     IMAGE,
@@ -33,16 +34,20 @@ from inside import (
     unet,
     vae,
 )
+from torch import nn
 
 from components.analytic import GaussianMean, MixtureMean
 from components.augmentations import DiffAugment
 from components.backbones import MLP
 from components.bottlenecks import FSQ, VQ
 from components.critics import FeatureDiscriminator, MultiScaleDiscriminator
-from components.decoders import MLPDecoder
+from components.decoders import MLPDecoder, ResidualDecoder
+from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
+from components.flat import flat_pair
 from components.generators import StyleGenerator
+from components.grids import GridBayes, GridBayesLast, log_marginals
 from components.heads import (
     BernoulliHead,
     CategoricalHead,
@@ -51,6 +56,7 @@ from components.heads import (
     LogisticMixtureHead,
     NormalHead,
 )
+from components.ladders import Ladder, convolutional_ladder, dense_ladder
 from components.losses import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from components.perceptual import Perceptual, RandomFeatures
 from components.samplers import ancestral, ddim
@@ -63,12 +69,16 @@ from components.schedules import (
     LogSNRLinearSchedule,
     ShiftedSchedule,
     VarianceExplodingSchedule,
+    VariancePreservingSchedule,
 )
+from components.stochastic import Stochastic
+from components.text import Captioned, CharacterEncoder, digit_names
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
 from components.transformers import DiT, SequenceTransformer
+from components.vectorized import Vectorized
 from components.vision import TimmEncoder, TimmFeatures, ViTEncoder
 from components.weightings import edm, min_snr, p2, simple
-from hybrids import Player
+from hybrids import AdversarialDiffusion, Critic, HierarchicalVAE, Player
 
 GRID = {"levels": LEVELS, "weighting": "likelihood"}
 CHAIN = {"timesteps": 4, "weighting": "likelihood"}
@@ -247,3 +257,78 @@ shelve("times", {
 shelve("sampler", {
     "ancestral": lambda: ancestral, "ddim": lambda: ddim, "ddim-noise": lambda: partial(ddim, eta=0.5),
 }, lambda sampler: one(diffusion(sampler=sampler)))  # fmt: skip
+
+
+def few_steps(backbone: nn.Module, discriminator: nn.Module, shape) -> list[Player]:
+    """A denoising diffusion GAN, whose generator has a latent of its own."""
+    denoiser = Denoiser(Stochastic(backbone, LATENT, 2), VariancePreservingSchedule(), "sample")
+    model = AdversarialDiffusion(denoiser, Critic(discriminator, r1=0.1), shape, 2, LATENT)
+
+    def judge(b: dict, step: int):
+        return model.judge(b["x"], b.get("cond"), step)
+
+    return [
+        Player(judge, [model.critic], optimizer=ADAM, name="critic"),
+        Player(lambda b: model.loss(b["x"], b.get("cond")), [denoiser], optimizer=ADAM, name="generator"),
+    ]
+
+
+PARTS |= {
+    "stochastic-mlp": lambda: (
+        few_steps(MLP(FEATURES, WIDTH, 1), MLPDiscriminator(FEATURES, WIDTH, 2, timed=True, given_features=FEATURES),
+                  FEATURES),
+        batch(),
+    ),
+    "vectorized": lambda: (
+        few_steps(Vectorized(MLP(64, WIDTH, 1), IMAGE),
+                  Vectorized(MLPDiscriminator(64, WIDTH, 2, timed=True, given_features=64), IMAGE), IMAGE),
+        batch(IMAGE),
+    ),
+    "stochastic-unet-labels": lambda: (
+        few_steps(unet(num_classes=CLASSES), residual_critic(timed=True, given_channels=1, num_classes=CLASSES), IMAGE),
+        batch(IMAGE, "cond"),
+    ),
+}  # fmt: skip
+
+
+def hierarchical(ladder: Ladder, last: nn.Module) -> list[Player]:
+    """A VAE of a learned ladder."""
+    return one(HierarchicalVAE(ladder.levels, last, ladder.encoder))
+
+
+def on_a_grid() -> list[Player]:
+    """A diffusion whose network corrects Bayes' rule on grey levels."""
+    schedule, outputs = LearnedSchedule(8.0, -5.0), LEVELS * FEATURES
+    marginals = log_marginals(batch()["x"], LEVELS)
+    bayes = GridBayes(MLP(FEATURES, WIDTH, 1, out_features=outputs), schedule, (FEATURES,), LEVELS, marginals)
+    last = GridBayesLast(bayes)
+    return one(diffusion(bayes, schedule, denoiser={"prediction": "sample"}, last=last, weighting="likelihood"))
+
+
+PARTS |= {
+    "ladder-convolutional-labels": lambda: (
+        hierarchical(
+            convolutional_ladder(IMAGE, 2, 2, WIDTH, num_classes=CLASSES),
+            ResidualDecoder((WIDTH, 8, 8), IMAGE, NormalHead(0.5), WIDTH, num_classes=CLASSES),
+        ),
+        batch(IMAGE, "cond"),
+    ),
+    "ladder-dense": lambda: (
+        hierarchical(dense_ladder(FEATURES, 2, 2, WIDTH), MLPDecoder(WIDTH, FEATURES, NormalHead(0.5), WIDTH, 1)),
+        batch(),
+    ),
+    "grid-bayes": lambda: (on_a_grid(), batch()),
+}
+
+
+def captioned() -> list[Player]:
+    """A diffusion that is told of labels in words, and learns to read them."""
+    words = Captioned(digit_names(CLASSES), CharacterEncoder(FEATURES, 6, 1, 2))
+    model = diffusion(unet(context=FEATURES), shape=IMAGE)
+    return [Player(lambda b: model.loss(b["x"], words(b["cond"])), [model.denoiser, words], optimizer=ADAM)]
+
+
+PARTS |= {
+    "flat-pair": lambda: (one(vae(*flat_pair(IMAGE, LATENT, NormalHead("learned"), WIDTH, 1))), batch(IMAGE)),
+    "text-characters": lambda: (captioned(), batch(IMAGE, "cond")),
+}  # fmt: skip

@@ -1,0 +1,127 @@
+"""The learned levels of a hierarchical VAE."""
+
+import pytest
+import torch
+from torch import nn
+
+from components.distributions import kl
+from components.ladders import BottomUp, DenseBottomUp, convolutional_ladder, dense_ladder
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def randomized(*modules):
+    for module in modules:
+        for p in module.parameters():
+            nn.init.normal_(p, std=0.2)
+
+
+def build(kind, levels=3, **options):
+    """A ladder with weights that are anything, and an x for it."""
+    ladder = dense_ladder(5, levels, 2, 8, **options) if kind == "dense" else convolutional_ladder(
+        (1, 8, 8), levels, 2, 8, **options)  # fmt: skip
+    randomized(ladder.encoder, *ladder.levels)
+    return ladder, torch.randn(4, 5) if kind == "dense" else torch.randn(4, 1, 8, 8)
+
+
+def descend(ladder, x, cond=None):
+    """Posteriors, priors and the lowest state, with each z at its posterior's mean."""
+    seen, above, pairs = ladder.encoder(x, cond), None, []
+    for level in ladder.levels:
+        q, p = level.posterior(above, seen, cond), level.prior(above, cond)
+        pairs.append((q, p))
+        above = level.below(above, q.mean, cond)
+    return pairs, above
+
+
+KINDS = pytest.mark.parametrize("kind", ["dense", "convolutional"])
+
+
+@pytest.mark.parametrize("shape, levels, resolutions", [
+    ((1, 8, 8), 2, [4, 8]), ((1, 8, 8), 3, [2, 4, 8]), ((1, 8, 8), 1, [4]), ((3, 16, 16), 2, [4, 8]),
+    ((3, 16, 16), 3, [4, 8, 16]),
+])  # fmt: skip
+def test_each_level_has_twice_the_resolution_of_the_one_above(shape, levels, resolutions):
+    ladder = convolutional_ladder(shape, levels, 3, 8)
+    pairs, state = descend(ladder, torch.randn(2, *shape))
+    assert [q.mean.shape for q, _ in pairs] == [(2, 3, side, side) for side in resolutions]
+    assert state.shape == (2, *ladder.state) and ladder.state[1:] == (resolutions[-1],) * 2
+
+
+def test_a_vector_s_levels_are_vectors():
+    ladder, x = build("dense")
+    pairs, state = descend(ladder, x)
+    assert all(q.mean.shape == (4, 2) for q, _ in pairs) and state.shape == (4, *ladder.state) == (4, 8)
+
+
+def test_the_top_s_prior_is_one_for_all():
+    for kind in ("dense", "convolutional"):
+        ladder, _ = build(kind)
+        assert len(ladder.levels[0].prior(None).mean) == 1
+
+
+@pytest.mark.parametrize("ladder", [dense_ladder(5, 3, 2, 8), convolutional_ladder((1, 8, 8), 3, 2, 8)])
+def test_every_prior_starts_as_the_standard_normal(ladder):
+    """Up to what the soft limits of log std do to 0."""
+    x = torch.randn(4, 5) if ladder.state == (8,) else torch.randn(4, 1, 8, 8)
+    for _, p in descend(ladder, x)[0]:
+        assert (p.mean == 0).all() and (p.std - 1).abs().max() < 0.01
+
+
+@KINDS
+def test_a_posterior_sees_x_and_what_is_above_and_a_prior_only_what_is_above(kind):
+    ladder, x = build(kind)
+    seen, other = ladder.encoder(x), ladder.encoder(x + 1)
+    top = ladder.levels[0]
+    above = top.below(None, top.posterior(None, seen).mean)
+    level, shifted = ladder.levels[1], above + torch.randn_like(above)
+    for changed in (level.posterior(shifted, seen), level.posterior(above, other)):
+        assert (changed.mean - level.posterior(above, seen).mean).abs().max() > 1e-3
+    assert (level.prior(shifted).mean - level.prior(above).mean).abs().max() > 1e-3
+
+
+@KINDS
+def test_every_parameter_has_a_gradient(kind):
+    ladder, x = build(kind, num_classes=3)
+    pairs, state = descend(ladder, x, torch.tensor([0, 1, 2, 3]))
+    (state.square().sum() + sum(kl(q, p).sum() for q, p in pairs)).backward()
+    for module in (ladder.encoder, *ladder.levels):
+        for name, p in module.named_parameters():
+            assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+
+
+@KINDS
+def test_every_level_hears_of_the_label(kind):
+    """And none at all means the null class."""
+    ladder, x = build(kind, num_classes=3)
+    null = torch.full((4,), 3)
+    one, other = (descend(ladder, x, torch.full((4,), c))[0] for c in (0, 1))
+    for (_, p), (_, changed) in zip(one, other):
+        assert (p.mean - changed.mean).abs().max() > 1e-4
+    for (q, p), (same_q, same_p) in zip(descend(ladder, x)[0], descend(ladder, x, null)[0]):
+        torch.testing.assert_close(q.mean, same_q.mean)
+        torch.testing.assert_close(p.mean.expand_as(same_p.mean), same_p.mean)
+
+
+# Refusals
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(
+        ValueError, match=r"shape must have sides divisible by the down-sampling factor 16 .*\(1, 8, 8\)"
+    ):
+        convolutional_ladder((1, 8, 8), 5)
+    for make in (dense_ladder, convolutional_ladder):
+        with pytest.raises(ValueError, match="levels must be at least 1; got 0"):
+            make((1, 8, 8) if make is convolutional_ladder else 5, 0)
+    ladder, x = build("convolutional")
+    with pytest.raises(ValueError, match="above must be the state of the level above, since this level has no start"):
+        ladder.levels[1].prior(None)
+    with pytest.raises(ValueError, match="cond must be None for a network built with num_classes=None"):
+        ladder.levels[0].prior(None, torch.tensor([0]))
+    for encoder in (BottomUp((1, 8, 8), 8, (1, 2)), DenseBottomUp(5, 8, 2)):
+        with pytest.raises(ValueError, match="x must be"):
+            encoder(torch.randn(2, 3, 8, 8))
