@@ -15,8 +15,8 @@ __all__ = ["Guided", "drop"]
 Condition = Tensor | tuple[Tensor, Tensor]
 
 
-def drop(cond: Condition, p: float, num_classes: int | None = None) -> Condition:
-    """Replace each example's condition by the null one with probability p, per example.
+def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Condition | None:
+    """Replace each example's condition by the null one with probability p, per example; None stays None.
 
     Arguments: cond, labels (B,) int64, which need num_classes, the null label; or (tokens (B, L, F), mask (B, L) bool,
     True where there is a token), whose mask becomes all False; p in [0, 1].
@@ -24,6 +24,8 @@ def drop(cond: Condition, p: float, num_classes: int | None = None) -> Condition
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1]; got {p}")
+    if cond is None:
+        return None
     if isinstance(cond, tuple):
         tokens, mask = cond
         if mask.shape != tokens.shape[:2]:
@@ -96,7 +98,9 @@ def _with_null(cond: Condition, denoiser: Denoiser) -> Condition:
     if isinstance(cond, tuple):
         tokens, mask = cond
         return torch.cat([tokens, tokens]), torch.cat([mask, torch.zeros_like(mask)])
-    num_classes = getattr(denoiser.backbone, "num_classes", None)
+    # A backbone may be wrapped: the label's table is somewhere in it.
+    found = (getattr(module, "num_classes", None) for module in denoiser.backbone.modules())
+    num_classes = next((number for number in found if number is not None), None)
     if num_classes is None:
         raise ValueError(f"{type(denoiser.backbone).__name__} has no num_classes: it takes no labels to guide by")
     return torch.cat([cond, torch.full_like(cond, num_classes)])

@@ -42,7 +42,7 @@ class Stochastic(nn.Module):
     """A backbone (x_t, t, cond) made into one of (x_t, t, cond, z), z (B, latent), for any backbone of this shelf.
 
     A MappingNetwork turns z into a style, which is added to the embedding of time and label, and so adapts every norm
-    of the network. It is the generator of a denoising diffusion GAN (Xiao et al. 2021, arXiv 2112.07804, appendix B),
+    of the network. It is the generator of a denoising diffusion GAN (Xiao et al. 2021, arXiv 2112.07804, section 3),
     where many x are right for one x_t.
 
     Arguments: backbone, a UNet, MLP, DiT, SequenceTransformer, or another with one TimeAndLabel in it; latent; depth,

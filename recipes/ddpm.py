@@ -12,6 +12,7 @@ from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
+from components.vectorized import Vectorized
 from components.weightings import min_snr, p2
 from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
@@ -31,9 +32,8 @@ TIMES = {
 class Settings(experiment.Settings):
     steps: int = 3000
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "log_snr_linear", "none"] = setting(
-        "none", "A table of β by its name in diffusers, or log_snr_linear. none: squaredcos_cap_v2 for images; for "
-        "points log_snr_linear, since uniform log-SNR is what finds small details."
-    )  # fmt: skip
+        "none", "A table of β as in diffusers, or log_snr_linear. none: squaredcos_cap_v2, for points log_snr_linear."
+    )
     timesteps: int = setting(1000, "T, the levels of the chain.", at_least=1)
     prediction: Literal["epsilon", "sample", "v_prediction"] = setting("epsilon", "What the network predicts.")
     weighting: Literal["simple", "min_snr", "p2", "likelihood"] = setting("simple", "Weight of a noise level.")
@@ -42,9 +42,10 @@ class Settings(experiment.Settings):
     sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
     sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
-    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
+    conditional: bool = setting(False, "Learn p(x|label) too.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     guidance_scale: float = setting(1.0, "Of conditional samples; 1 is none, as in diffusers.", at_least=0)
+    flat: bool = setting(False, "An MLP for images too, of ten times width units.")
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.0, "Dropout in the U-Net.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
@@ -73,15 +74,18 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     if settings.conditional and not data.classes:
         raise ValueError(f"--conditional needs labels; --data {data.name} has none")
     classes = data.classes if settings.conditional else None
-    if data.is_image:
+    if data.is_image and not settings.flat:
         # Down to 4 × 4.
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
         backbone = UNet(
             data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout, num_classes=classes
         )
     else:
+        units = (10 if data.is_image else 4) * settings.width
         # Octaves of the input: without them a network of points stalls at the smallest noise.
-        backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5), num_classes=classes)
+        octaves = None if data.is_image else range(5)
+        network = MLP(data.dimensions, units, fourier=octaves, num_classes=classes)
+        backbone = Vectorized(network, data.shape)
     clip = (-1.0, 1.0) if data.is_image else None
     denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)
     model = Diffusion(
@@ -98,9 +102,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
 
     def loss(batch: Batch) -> Terms:
         x, cond = unpack(batch)
-        if cond is not None:
-            cond = drop(cond, settings.label_dropout, classes)
-        return (1 / data.dimensions) * model.loss(x, cond)
+        return (1 / data.dimensions) * model.loss(x, drop(cond, settings.label_dropout, classes))
 
     player = Player(
         loss,

@@ -15,7 +15,7 @@ __all__ = ["VariancePreservingSchedule"]
 class VariancePreservingSchedule(Schedule):
     """ᾱ_t = exp(-∫ β), β(u) = β_min + u (β_max - β_min) from u = start to u = start + t (1 - start).
 
-    Song 2021, 2011.13456, eq. 33. A chain of T levels has its nodes at t = k/T, with β_k = 1 - ᾱ_{k/T}/ᾱ_{(k-1)/T}:
+    Song 2021, 2011.13456, appendix C. A chain of T levels has its nodes at t = k/T, with β_k = 1 - ᾱ_{k/T}/ᾱ_{(k-1)/T}:
     that of denoising diffusion GANs (Xiao 2021, 2112.07804), .47826, .84921, .95642, .98740 for T = 4. σ_0 = 0, while
     ᾱ_1 = 4.3e-5 is not 0: sampling starts from N(0, I) all the same.
     Arguments: beta_min, beta_max, per unit of time; start in [0, 1), the time that is clean. Raises ValueError.

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from components.backbones import MLP
 from components.conditions import Guided, drop
 from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim, time_grid
-from components.schedules import EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
+from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
+from components.vectorized import Vectorized
 
 F64 = torch.float64
 EACH = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow", "edm"])
@@ -262,3 +264,19 @@ def test_labels_for_a_network_that_takes_none_are_refused():
     model = Denoiser(nn.Identity(), LogSNRLinearSchedule())
     with pytest.raises(ValueError, match="Identity has no num_classes: it takes no labels to guide by"):
         Guided(model, 2.0)(X_T, 0.5, COND)
+
+
+def test_guidance_finds_the_labels_of_a_wrapped_backbone():
+    """The null label is that of the table inside, whatever is around it."""
+    network = MLP(2, 8, 1, num_classes=3)
+    torch.nn.init.normal_(network.last.weight)
+    x, cond = torch.randn(4, 2, 1, 1), torch.arange(4) % 3
+    bare, wrapped = (
+        Guided(Denoiser(backbone, CosineSchedule()), 3.0)
+        for backbone in (network, Vectorized(network, (2, 1, 1)))
+    )
+    torch.testing.assert_close(wrapped(x, 0.5, cond).mean.flatten(1), bare(x.flatten(1), 0.5, cond).mean)
+
+
+def test_no_condition_is_left_alone_by_drop():
+    assert drop(None, 0.5) is None
