@@ -272,7 +272,7 @@ def test_guidance_finds_the_labels_of_a_wrapped_backbone():
     torch.nn.init.normal_(network.last.weight)
     x, cond = torch.randn(4, 2, 1, 1), torch.arange(4) % 3
     bare, wrapped = (
-        Guided(Denoiser(backbone, CosineSchedule()), 3.0)
+        Guided(Denoiser(backbone, CosineSchedule(9.0, -9.0)), 3.0)
         for backbone in (network, Vectorized(network, (2, 1, 1)))
     )
     torch.testing.assert_close(wrapped(x, 0.5, cond).mean.flatten(1), bare(x.flatten(1), 0.5, cond).mean)
