@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from components.distributions import Categorical, Normal
-from hybrids.data import digits, gaussians_25, load_data
-from hybrids.evaluation import agreement, coverage, evaluate, likelihood
+from hybrids.data import digits, gaussians_25, load_data, stacked_digits
+from hybrids.evaluation import agreement, coverage, evaluate, likelihood, stacked_coverage
 from hybrids.terms import Terms
 
 
@@ -125,6 +125,49 @@ def test_it_does_not_agree_with_noise_or_with_one_digit():
     assert agreement(zeros)["classes"] <= 3 and agreement(zeros)["rarest_class_share"] == 0
 
 
+# Stacked digits
+
+
+def kl_of(labels):
+    share = torch.bincount(labels, minlength=1000).double() / len(labels)
+    return torch.xlogy(share, 1000 * share).sum().item()
+
+
+def test_real_stacked_digits_have_every_mode():
+    """The classifier has seen these digits, so that their labels' KL is what it must find, the floor included."""
+    data = stacked_digits()
+    found = stacked_coverage(data.decode(data.x[:26_000]))
+    assert found["modes"] == 1000 and found["confidence"] > 0.99 and found["classifier_accuracy"] > 0.95
+    assert found["kl"] == pytest.approx(kl_of(data.labels[:26_000]), abs=2e-4)
+    # What the training digits' classes lack of evenness, thrice; χ² of 999 degrees over 2N deviates by .00086.
+    imbalance = torch.bincount(digits(8).labels).double() / 1500
+    expected = found["kl_floor"] + 3 * torch.xlogy(imbalance, 10 * imbalance).sum().item()
+    assert found["kl_floor"] == pytest.approx(0.019212, abs=1e-6)
+    assert found["kl"] == pytest.approx(expected, abs=4 * 0.00086)
+
+
+def test_one_stack_repeated_is_one_mode():
+    data = stacked_digits()
+    found = stacked_coverage(data.decode(data.x[:1]).repeat(500, 1, 1, 1))
+    assert found["modes"] == 1 and found["kl"] == pytest.approx(math.log(1000), rel=1e-12)
+
+
+def test_modes_are_of_ordered_channels():
+    """Of three different digits the six orders are six modes, drawn 1, 2, … 6 times here."""
+    data = digits(8)
+    x = torch.cat([data.decode(data.x[(data.labels == k).nonzero()[0]])[:, 0] for k in (0, 4, 7)])
+    orders = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    found = stacked_coverage(x[orders.repeat_interleave(torch.arange(1, 7), 0)])
+    share = torch.arange(1.0, 7.0, dtype=torch.float64) / 21
+    assert found["modes"] == 6
+    assert found["kl"] == pytest.approx(torch.xlogy(share, 1000 * share).sum().item(), rel=1e-9)
+
+
+def test_stacks_have_three_channels():
+    with pytest.raises(ValueError, match=r"samples must be \(N, 3, H, W\); got shape \(4, 1, 8, 8\)"):
+        stacked_coverage(torch.zeros(4, 1, 8, 8))
+
+
 # All together
 
 
@@ -142,3 +185,15 @@ def test_evaluate_scores_points_by_coverage():
 
     found = evaluate(Exact(), load_data("25-gaussians"), torch.device("cpu"))
     assert found["modes"] == 25 and "nats" not in found
+
+
+def test_evaluate_counts_the_modes_of_stacked_digits():
+    data = stacked_digits(5000)
+
+    class Real(nn.Module):
+        def sample(self, n, cond=None, generator=None):
+            return data.decode(data.x[:n])
+
+    found = evaluate(Real(), data, torch.device("cpu"))
+    assert found["kl_floor"] == pytest.approx(999 / 6000)
+    assert found["modes"] == len(data.labels[:3000].unique())

@@ -16,10 +16,12 @@ __all__ = ["Refusal", "asked", "first_asked", "is_main", "refusing"]
 class Refusal(ValueError):
     """Something of the user's is refused: every reason at once, one to a line.
 
-    Each reason names the setting or file, what was received, what was expected, and the remedy.
+    Each reason names the setting or file, what was received, what was expected, and the remedy. here: this process
+    alone knows of it, so it says so whichever it is.
     """
 
-    def __init__(self, errors: str | Iterable[str]) -> None:
+    def __init__(self, errors: str | Iterable[str], here: bool = False) -> None:
+        self.here = here
         self.errors: list[str] = [errors] if isinstance(errors, str) else list(errors)
         super().__init__("\n".join(self.errors))
 
@@ -33,12 +35,13 @@ def is_main() -> bool:
 def refusing() -> Iterator[None]:
     """Turn a `Refusal` into a message on stderr and exit code 2.
 
-    Works as a context manager and as a decorator of `main`. Every process exits; only the main one prints.
+    Works as a context manager and as a decorator of `main`. Every process exits; the main one prints, and one that
+    alone has a reason.
     """
     try:
         yield
     except Refusal as refusal:
-        if is_main():
+        if is_main() or refusal.here:
             for error in refusal.errors:
                 print(f"refused: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from ..data import Batches, Data, load_data
+from ..data import Data, load_data
 from ..ema import EMA
 from ..game import assert_equal_on_ranks, train
 from . import checkpoint as disk
+from .feed import batches_of, seed_all
 from .logs import Gathered
 from .ranks import decide_on_main
 from .record import Record
@@ -83,14 +84,14 @@ class _Run:
             resolution = settings.digits_resolution
         with asked("data"):
             self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
-            self._batches()
+            self.data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
         if self.data.is_image:
             # What config.yaml records is resolved.
             self.settings = settings = replace(
                 settings, resolution=self.data.shape[-1], channels=self.data.shape[0], data=self.data.name
             )
         # All ranks build the same networks; noise is seeded per rank, later.
-        _seed(settings.seed)
+        seed_all(settings.seed)
         with asked(f"recipe {recipe} with --data {settings.data}"):
             self.stages = build(settings, self.data)
         for stage in self.stages:
@@ -102,30 +103,6 @@ class _Run:
         # The clock of one process decides for all.
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
         self.stop = Signals()
-
-    def _batches(self, labels: bool = False, data: Data | None = None) -> Batches:
-        a, s = self.accelerator, self.settings
-        data = self.data if data is None else data
-        return data.batches(s.batch_size, s.seed, a.process_index, a.num_processes, a.device, labels)
-
-    def _batches_of(self, index: int) -> Any:
-        """A stage's own batches, or those of the run's data or of the data that the stage makes.
-
-        What a stage draws while it makes them is a function of the seed and the stage, equal on all ranks: a resume in
-        the middle of the stage makes the same again, and nobody else's noise changes.
-        """
-        stage = self.stages[index]
-        if stage.batches is None:
-            return self._batches(stage.conditional)
-        if not callable(stage.batches):
-            return stage.batches
-        noise = random_numbers(self.accelerator.device)
-        _seed(self.settings.seed + (index + 1) * 7_919)
-        with asked(f"stage {stage.name!r}"):
-            made = stage.batches()
-            batches = self._batches(stage.conditional, made) if isinstance(made, Data) else made
-        restore_random_numbers(self.accelerator.device, *noise)
-        return batches
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -141,7 +118,7 @@ class _Run:
             self.record = Record(self.folder, s, self.recipe, self.data, self.stages, self.accelerator, done)
             stack.callback(self.record.close)
             self.record.announce(source, done)
-            _seed(s.seed + 1 + self.accelerator.process_index * 1_000_003)
+            seed_all(s.seed + 1 + self.accelerator.process_index * 1_000_003)
             stack.enter_context(self.stop)
             for index, stage in enumerate(self.stages):
                 if done >= self.ends[index]:
@@ -193,7 +170,8 @@ class _Run:
 
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
-        batches = self._batches_of(index)
+        with asked(f"stage {stage.name!r}"):
+            batches = batches_of(stage, index, self.data, settings, self.accelerator)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         start = first
         if saved is not None and saved.step > first:
@@ -302,12 +280,6 @@ def _options(settings: Settings) -> dict[str, Any]:
     """What the settings say of the data beyond its shape, where it is not the default."""
     names = ("horizontal_flip", "crop_padding", "skip_bad_images", "workers")
     return {name: value for name in names if (value := getattr(settings, name)) != getattr(Settings, name)}
-
-
-def _seed(seed: int) -> None:
-    from accelerate.utils import set_seed
-
-    set_seed(seed % 2**32)
 
 
 def _due(step: int, every: int | None) -> bool:

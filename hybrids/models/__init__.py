@@ -4,8 +4,8 @@ from .adversarial import AdversarialDiffusion
 from .autoencoder import Autoencoder
 from .diffusion import Diffusion
 from .gan import GAN
-from .latent import LatentModel
 from .hierarchical import HierarchicalVAE
+from .latent import LatentModel
 from .rates import Model, StandardNormal, rate
 from .vae import VAE
 

@@ -421,7 +421,7 @@ def test_trap_21_a_run_updates_it_once_a_step_and_never_puts_it_into_the_model(n
     run(name, tmp_path / "quiet", steps=3)
     assert len(updates) == 3
     # The classifier of samples takes seconds to train, the levels of a diffusion model to sum.
-    monkeypatch.setattr("hybrids.evaluation.agreement", lambda samples: {"confidence": 0.0, "classes": 0.0})
+    monkeypatch.setattr("hybrids.evaluation.agreement", lambda *given: {"confidence": 0.0, "classes": 0.0})
     evaluating = ["--evaluate-every", "2"] if name != "ddpm" else []
     run(name, tmp_path / "busy", "--sample-every", "1", *evaluating, steps=3)
     quiet, busy = (load_file(tmp_path / out / "checkpoints/step-3/stage-0.safetensors") for out in ("quiet", "busy"))
@@ -503,6 +503,9 @@ VARIANTS = {
     + [{"spectral_norm": True}],
     "ddpm": [{"prediction": p, "variance": v} for p in ("epsilon", "sample", "v_prediction")
              for v in ("small", "large")],
+    "adversarial_diffusion": [{"loss": loss, "latent": latent} for loss in ("non_saturating", "relativistic")
+                              for latent in (0, 4)],
+    "latent_diffusion": [{}, {"bottleneck": "vq"}, {"bottleneck": "fsq"}, {"perceptual": 1.0}],
 }  # fmt: skip
 
 
@@ -514,7 +517,7 @@ def test_trap_28_every_term_has_a_gradient(name, data_name):
     recipe = load_recipe(name)
     data = load_data(data_name, 8 if data_name == "digits" else None)
     # The likelihoods of grey levels are refused on points.
-    variants = [v for v in VARIANTS[name] if data_name == "digits" or v.get("likelihood") in (None, "normal")]
+    variants = [v for v in VARIANTS.get(name, [{}]) if data_name == "digits" or v.get("likelihood") in (None, "normal")]
     for options in variants:
         for player in tiny(recipe, data, **options):
             x = data.decode(data.x[:8])

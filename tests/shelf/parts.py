@@ -40,6 +40,7 @@ from components.analytic import GaussianMean, MixtureMean
 from components.augmentations import DiffAugment
 from components.backbones import MLP
 from components.bottlenecks import FSQ, VQ
+from components.conditions import drop
 from components.critics import FeatureDiscriminator, MultiScaleDiscriminator
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
@@ -325,7 +326,7 @@ def captioned() -> list[Player]:
     """A diffusion that is told of labels in words, and learns to read them."""
     words = Captioned(digit_names(CLASSES), CharacterEncoder(FEATURES, 6, 1, 2))
     model = diffusion(unet(context=FEATURES), shape=IMAGE)
-    return [Player(lambda b: model.loss(b["x"], words(b["cond"])), [model.denoiser, words], optimizer=ADAM)]
+    return [Player(lambda b: model.loss(b["x"], drop(words(b["cond"]), 0.5)), [model.denoiser, words], optimizer=ADAM)]
 
 
 PARTS |= {

@@ -1,0 +1,139 @@
+"""Adversarially trained diffusion: a diffusion of few steps, each of them a conditional GAN."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.denoisers import Denoiser
+from components.precision import wide, widest
+
+from ..critic import Critic
+from ..terms import Terms
+
+__all__ = ["AdversarialDiffusion"]
+
+
+class AdversarialDiffusion(nn.Module):
+    """min_G max_D of a game on pairs, at T levels s = (i-1)/T, t = i/T: D(x_s, x_t, t) against D(x'_s, x_t, t).
+
+    The real pair is x_s ~ q(x_s|x), x_t ~ q(x_t|x_s). The fake has the same x_t and x'_s ~ q(x_s|x_t, x̂), where
+    x̂ = G(x_t, z, t), z ~ N(0, I): since z makes x̂ many-valued, p(x_s|x_t) need not be Gaussian, and a few large steps
+    do. Xiao 2021, 2112.07804, section 3. At the optimal D the minimax value is 2 E_t,x_t JSD(q(x_s|x_t), p(x_s|x_t)) -
+    log 4. One step is a GAN on (x, noise); many, without z and with a squared error for the critic, are a DDPM that
+    predicts x.
+
+    It is two players: the generator moves `denoiser` on `loss`, the critic moves `critic` on `judge`; each draws its
+    own t and x_t. Neither loss has a gradient in x. It is implicit: there is no likelihood, and so it is no prior that
+    scores z, but `sample` draws from it like from one.
+
+    Arguments:
+        denoiser: G and the schedule, with the small variance; its backbone takes z (components.stochastic). Its clip
+            would stop gradients wherever it acts.
+        critic: its discriminator takes given = x_t and, for timesteps > 1, t; cond too, where there is one. R1 acts on
+            x_s only.
+        shape: of one x.
+        timesteps: T; 1, 2, 4 or 8 in the paper.
+        latent: the dimensions of z; None: G is a function of x_t and t alone.
+    Raises ValueError for timesteps or latent below 1, for a schedule that does not start clean or another variance
+    than the small, and for networks that refuse their inputs, which are tried out on zeros.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        critic: Critic,
+        shape: int | tuple[int, ...],
+        timesteps: int = 4,
+        latent: int | None = 64,
+    ) -> None:
+        super().__init__()
+        if timesteps < 1:
+            raise ValueError(f"timesteps must be at least 1; got {timesteps}")
+        if latent is not None and latent < 1:
+            raise ValueError(f"latent must be at least 1, or None for a generator without z; got {latent}")
+        if not denoiser.schedule.noiseless(0.0):
+            raise ValueError(
+                f"denoiser has a {type(denoiser.schedule).__name__} with noise at t = 0; the last step is G's x̂ "
+                "itself: give a schedule that starts clean, such as VariancePreservingSchedule"
+            )
+        if denoiser.variance != "small":
+            raise ValueError(
+                f"denoiser must have the variance 'small', that of q(x_s|x_t, x̂); got {denoiser.variance!r}"
+            )
+        self.denoiser, self.critic = denoiser, critic
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.timesteps, self.latent = timesteps, latent
+        self._try()
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Refuse networks that do not fit, before anything is trained."""
+        place = next(self.parameters(), torch.zeros(()))
+        x_t, t = place.new_zeros(2, *self.shape), widest(place.new_ones(2))
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            asked = f"denoiser is asked for x of {self.shape} by G(x_t, t{'' if self.latent is None else ', z'})"
+            found = self.denoiser(x_t, t, **self._latent(x_t)).mean.shape
+            if found != x_t.shape:
+                raise ValueError(f"returns {tuple(found[1:])}")
+            asked = f"critic is asked for D(x, {', '.join(self._given(x_t, t, None))}), timesteps={self.timesteps}"
+            self.critic.discriminator(x_t, **self._given(x_t, t, None))
+        except (TypeError, ValueError, RuntimeError) as error:
+            part = self.denoiser.backbone if asked.startswith("denoiser") else self.critic.discriminator
+            raise ValueError(f"{asked}; its {type(part).__name__} does not fit: {error}") from error
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _latent(self, x_t: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """z ~ N(0, I) for each x_t, by name, or nothing."""
+        if self.latent is None:
+            return {}
+        return {"z": torch.randn(len(x_t), self.latent, generator=generator, device=x_t.device, dtype=x_t.dtype)}
+
+    def _given(self, x_t: Tensor, t: Tensor, cond: Any) -> dict[str, Any]:
+        """What the discriminator sees beside x_s."""
+        given = {"given": x_t}
+        if self.timesteps > 1:
+            given["t"] = t
+        return given if cond is None else {**given, "cond": cond}
+
+    def _times(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A level (s, t) for each example: (B,), (B,), of which s is 0 at the first."""
+        i = widest(torch.randint(self.timesteps, (len(x),), device=x.device))
+        return i / self.timesteps, (i + 1) / self.timesteps
+
+    @torch.no_grad()
+    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_s ~ q(x_s|x) and x_t ~ q(x_t|x_s) (B, *shape), s and t (B,)."""
+        s, t = self._times(x)
+        x_s = self.denoiser.schedule.marginal(wide(x), s).rsample()
+        return x_s, self.denoiser.schedule.transition(x_s, s, t).rsample(), s, t
+
+    def _fake(self, x_t: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """x'_s ~ p(x_s|x_t) (B, *shape), differentiable in G's parameters; where s = 0 it is x̂ itself."""
+        return self.denoiser.reverse(x_t, s, t, cond, **self._latent(x_t)).rsample()
+
+    def loss(self, x: Tensor, cond: Any = None) -> Terms:
+        """The generator's objective on x (B, *shape): the term adversarial."""
+        x_s, x_t, s, t = self._pair(x)
+        return self.critic.fool(self._fake(x_t, s, t, cond), real=x_s, **self._given(x_t, t, cond))
+
+    def judge(self, x: Tensor, cond: Any = None, step: int | None = None) -> Terms:
+        """The critic's objective: adversarial, penalties, logits."""
+        x_s, x_t, s, t = self._pair(x)
+        with torch.no_grad():
+            fake = self._fake(x_t, s, t, cond)
+        return self.critic.tell(x_s, fake, step=step, **self._given(x_t, t, cond))
+
+    @torch.no_grad()
+    def sample(self, n: int, cond: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        """(n, *shape): noise, then T draws from p(x_s|x_t), the last of which is x̂ itself."""
+        device = next(self.parameters(), torch.zeros(())).device
+        x = self.denoiser.schedule.terminal_std * torch.randn(n, *self.shape, generator=generator, device=device)
+        for i in reversed(range(self.timesteps)):
+            s, t = i / self.timesteps, (i + 1) / self.timesteps
+            x = self.denoiser.reverse(x, s, t, cond, **self._latent(x, generator)).rsample(generator)
+        return x

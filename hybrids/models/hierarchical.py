@@ -1,0 +1,211 @@
+"""The hierarchical variational autoencoder: a ladder of latents, each given what is above; a diffusion model is one."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from components.denoisers import Denoiser
+from components.distributions import Delta, Distribution, Normal, kl
+from components.precision import full_precision, wide
+from components.ranks import mean_over_ranks
+from components.schedules import Schedule
+
+from ..terms import Terms
+from .diffusion import Diffusion
+from .rates import StandardNormal
+
+__all__ = ["DiffusionLadder", "HierarchicalVAE", "Level"]
+
+OFFERED = ("posterior", "prior")
+
+
+class Level(Protocol):
+    """One latent z of a ladder. `above` is what the level above left, a tensor or a tuple; None at the top.
+
+    x is what the model's encoder made of the data, or the data. The top's prior is over (1, *event), or over as many
+    as cond has. A level may also offer `below(above, z, cond)`, what it leaves to the next one: else that is z itself.
+    """
+
+    def posterior(self, above: Any, x: Any, cond: Tensor | None = None) -> Distribution:
+        """q(z|above, x)."""
+        ...
+
+    def prior(self, above: Any, cond: Tensor | None = None) -> Distribution:
+        """p(z|above)."""
+        ...
+
+
+class HierarchicalVAE(nn.Module):
+    """-ELBO = E_q[-log p(x|z_1 … z_L) + Σ_l β KL(q(z_l|above, x) ‖ p(z_l|above))], z_1 the top.
+
+    Sønderby 2016, 1602.02282; learned levels are those of Vahdat & Kautz 2020, 2007.03898, and Child 2020, 2011.10650;
+    fixed posteriors and a denoiser's priors make it a diffusion model (Kingma 2021, 2107.00630, section 2).
+
+    Arguments:
+        ladder: the levels from the top: Modules, or a Module that iterates over levels which share its parameters.
+        last: what the lowest level leaves → p(x|z_1 … z_L).
+        encoder: x → what every posterior sees as x, run once; None: x itself.
+        beta: weight of the rates in `loss`; 1 is the ELBO.
+        free_bits: nats a level that `loss` leaves uncharged, max(free_bits, E_batch KL_l) (Kingma 2016, 1606.04934).
+    Raises ValueError for negative weights and for a ladder without levels, or of what are none.
+    """
+
+    def __init__(
+        self,
+        ladder: Iterable[nn.Module] | nn.Module,
+        last: nn.Module,
+        encoder: nn.Module | None = None,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if beta < 0 or free_bits < 0:
+            raise ValueError(f"beta and free_bits must not be negative; got {beta} and {free_bits}")
+        held: Any = ladder if isinstance(ladder, nn.Module) else nn.ModuleList(ladder)
+        levels = list(held)
+        bad = [type(level).__name__ for level in levels if not all(hasattr(level, name) for name in OFFERED)]
+        if bad or not levels:
+            got = bad[0] if bad else "none"
+            raise ValueError(f"ladder must hold levels, which offer {' and '.join(OFFERED)}; got {got}")
+        self.ladder, self.last, self.encoder = held, last, encoder
+        self.beta, self.free_bits = beta, free_bits
+
+    @classmethod
+    def from_diffusion(cls, diffusion: Diffusion) -> "HierarchicalVAE":
+        """The same model of p(x), by the same modules, seen as T latents. Raises ValueError in continuous time."""
+        return cls(DiffusionLadder(diffusion), diffusion.last)  # type: ignore[arg-type]
+
+    @property
+    def levels(self) -> int | None:
+        """Grey levels of a likelihood that is discrete on the data's grid, as in VAE; None for a density."""
+        return getattr(getattr(self.last, "head", self.last), "levels", None)
+
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None
+    ) -> tuple[list[tuple[Distribution, Distribution]], Distribution]:
+        """(q(z_l|above, x), p(z_l|above)) of each level from the top, at one draw of z; and p(x|z_1 … z_L)."""
+        seen = x if self.encoder is None else self.encoder(x, cond)
+        above, pairs = None, []
+        for level in self.ladder:
+            q, p = level.posterior(above, seen, cond), level.prior(above, cond)
+            pairs.append((q, p))
+            above = _below(level, above, q.rsample(), cond)
+        return pairs, self.last(above, cond)
+
+    @full_precision()
+    def nelbo(
+        self,
+        x: Tensor,
+        pairs: list[tuple[Distribution, Distribution]],
+        p: Distribution,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+    ) -> Terms:
+        """The negative ELBO of what `forward` returned: distortion = -log p(x|z), rate_1 (the top's), rate_2, …"""
+        rates = {f"rate_{i}": kl(*pair) for i, pair in enumerate(pairs, 1)}
+        if free_bits > 0:
+            # The mean over the batch is max(free_bits, mean KL_l), and so is its gradient.
+            rates = {
+                name: torch.where(mean_over_ranks(each.mean()) > free_bits, each, free_bits)
+                for name, each in rates.items()
+            }
+        return Terms(distortion=-p.log_prob(x)) + beta * Terms(rates)
+
+    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """What training minimizes: the negative ELBO with β and free bits."""
+        pairs, p = self(x, cond)
+        return self.nelbo(x, pairs, p, self.beta, self.free_bits)
+
+    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
+        pairs, p = self(x, cond)
+        return self.nelbo(x, pairs, p)
+
+    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
+        """The same as `nll`, which sums every level."""
+        return self.nll(x, cond)
+
+    @torch.no_grad()
+    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(n, *event): z drawn from the priors down the ladder, then the mean of p(x|z_1 … z_L)."""
+        above = None
+        for level in self.ladder:
+            p = level.prior(above, cond)
+            z = (_repeated(p, n) if above is None else p).rsample(generator)
+            above = _below(level, above, z, cond)
+        return self.last(above, cond).mean
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The mean of p(x|z_1 … z_L), each z_l at the mean of its posterior."""
+        seen = x if self.encoder is None else self.encoder(x, cond)
+        above = None
+        for level in self.ladder:
+            above = _below(level, above, level.posterior(above, seen, cond).mean, cond)
+        return self.last(above, cond).mean
+
+
+def _below(level: Any, above: Any, z: Tensor, cond: Tensor | None) -> Any:
+    """What a level leaves to the next one."""
+    return level.below(above, z, cond) if hasattr(level, "below") else z
+
+
+def _repeated(p: Distribution, n: int) -> Distribution:
+    """n independent copies of the top's prior, where there is one for all."""
+    if not isinstance(p, Normal) or len(p.mean) == n:
+        return p
+    return Normal(p.mean.expand(n, *p.mean.shape[1:]), p.std)
+
+
+class _Noise:
+    """The top of a diffusion: q(x_1|x) and N(0, σ² I)."""
+
+    def __init__(self, schedule: Schedule, noise: StandardNormal) -> None:
+        self.schedule, self.noise = schedule, noise
+
+    def posterior(self, above: None, x: Tensor, cond: Tensor | None = None) -> Normal:
+        """q(x_1|x)."""
+        return self.schedule.marginal(x, 1.0)
+
+    def prior(self, above: None, cond: Tensor | None = None) -> Normal:
+        """N(0, σ² I), σ = 1 or where variance explodes σ_1."""
+        start = self.noise.distribution
+        return Normal(start.mean, self.schedule.terminal_std * start.std)
+
+
+class _Step:
+    """x_s below x_t: q(x_s|x_t, x), which is fixed, and the denoiser's p(x_s|x_t)."""
+
+    def __init__(self, denoiser: Denoiser, s: float, t: float) -> None:
+        self.denoiser, self.s, self.t = denoiser, s, t
+
+    def posterior(self, above: Tensor, x: Tensor, cond: Tensor | None = None) -> Normal | Delta:
+        """q(x_s|x_t, x)."""
+        return self.denoiser.schedule.posterior(above, wide(x), self.s, self.t)
+
+    def prior(self, above: Tensor, cond: Tensor | None = None) -> Normal | Delta:
+        """p(x_s|x_t)."""
+        return self.denoiser.reverse(above, self.s, self.t, cond)
+
+
+class DiffusionLadder(nn.Module):
+    """The T levels of a diffusion in discrete time, from pure noise down to the level that its last decoder sees.
+
+    All share the diffusion's denoiser. The lowest KL of a schedule that starts clean is the last decoder's, as in Ho
+    2020, 2006.11239, section 3.3. Raises ValueError for continuous time, which has no levels.
+    """
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        super().__init__()
+        self.denoiser, self.noise = diffusion.denoiser, diffusion.noise
+        self.chain = diffusion.chain
+
+    def __iter__(self) -> Iterator[Level]:
+        yield _Noise(self.denoiser.schedule, self.noise)
+        for s, t in reversed(self.chain):
+            yield _Step(self.denoiser, s, t)
+
+    def __len__(self) -> int:
+        return 1 + len(self.chain)

@@ -1,0 +1,199 @@
+"""Latent models: a first stage that encodes and decodes, and any second stage that makes its latents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.conditions import drop
+from components.distributions import Delta, Distribution, Implicit, Normal
+from components.ranks import shared
+
+from ..data.latents import drawn, latents, spread
+from ..data.source import Data
+from ..player import Batch, unpack
+from ..terms import Terms
+from .vae import VAE
+
+__all__ = ["LatentModel"]
+
+
+class LatentModel(nn.Module):
+    """x = decode(z), z = shift + w / scale, w made by a second stage: latent diffusion, and every relative of it.
+
+    Rombach et al. 2022, 2112.10752. The second stage sees w = (z - shift) scale, of mean 0 and variance 1 over the
+    training set: `cache` measures shift and scale = 1/std once the first stage is trained, for each channel (each
+    dimension of a vector) or in one, and they are buffers, saved with the weights. (Rombach's scale is of one batch,
+    without shift.)
+
+        model = LatentModel(autoencoder, Diffusion(denoiser, shape=(4, 4, 4)))
+        stored = model.cache(data)                                   # after the first stage: encoded once, measured
+        player = Player(model.latent_loss, moves=[model.second])     # on stored.batches(64, labels=True)
+
+    Arguments:
+        first: offers encode(x) and decode(z), both to a Distribution, and `latent`: `Autoencoder`. It stands still.
+        second: any model of w, which offers loss(w, cond) and sample(n, cond, generator): Diffusion, a GAN.
+        condition: labels → what the second stage takes as cond, such as `components.text.Captioned`; None: themselves.
+        num_classes: of labels that the second stage takes themselves.
+        label_dropout: share of examples whose condition `latent_loss` drops, for classifier-free guidance.
+        per_channel: whether shift and scale are for each channel, or one number.
+    Raises ValueError for a second stage that does not take the first one's latents, naming both.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        first: nn.Module,
+        second: nn.Module,
+        condition: nn.Module | None = None,
+        num_classes: int | None = None,
+        label_dropout: float = 0.1,
+        per_channel: bool = True,
+    ) -> None:
+        super().__init__()
+        self.latent: tuple[int, ...] = tuple(first.latent)  # type: ignore[arg-type]
+        self.first: Any = first
+        self.second: Any = second
+        self.condition, self.num_classes, self.label_dropout = condition, num_classes, label_dropout
+        self.per_channel = per_channel
+        ones = [1] * (len(self.latent) - 1)
+        size = (self.latent[0], *ones) if per_channel else (1, *ones)
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        _check_fit(first, second, self.latent)
+
+    # What a second stage is trained on.
+
+    @torch.no_grad()
+    def cache(self, data: Data) -> Data:
+        """The latents of the training set as a data set, and the shift and scale that follow from it, set.
+
+        Every process calls it, and encodes all of the set; shift and scale are those of the first process.
+        Raises ValueError where a channel is the same for all examples.
+        """
+        training = self.first.training
+        self.first.eval()
+        stored = latents(data, self.first.encode, self.shift.device)
+        self.first.train(training)
+        assert stored.x is not None
+        mean, std = spread(stored.x, self.per_channel)
+        if not (std > 1e-6).all():
+            raise ValueError(f"latents must vary; channel {int(std.flatten().argmin())} is the same for all examples")
+        self.shift.copy_(shared(mean.to(self.shift)))
+        self.scale.copy_(shared((1 / std).to(self.scale)))
+        return stored
+
+    def latent_loss(self, batch: Batch, **given: Any) -> Terms:
+        """The second stage's loss on a batch of `cache`; given, what else that loss takes."""
+        return self.second.loss(*self.seen(batch), **given)
+
+    def seen(self, batch: Batch) -> tuple[Tensor, Any]:
+        """What the second stage is trained on: w (B, *latent), and its labels' conditions, dropped at random, or None.
+
+        Arguments: batch of `cache`, stored (B, 1 or 2, *latent), of which z is drawn here, or a mapping that has labels
+        as cond.
+        """
+        stored, labels = unpack(batch)
+        cond = self.told(labels)
+        if cond is not None:
+            cond = drop(cond, self.label_dropout, self.num_classes)
+        return self.normalized(drawn(stored)), cond
+
+    def told(self, labels: Tensor | None) -> Any:
+        """What the second stage takes as cond, of labels (B,)."""
+        return labels if labels is None or self.condition is None else self.condition(labels)
+
+    def normalized(self, z: Tensor) -> Tensor:
+        """w = (z - shift) scale."""
+        return (z - self.shift) * self.scale
+
+    def restored(self, w: Tensor) -> Tensor:
+        """z = shift + w / scale."""
+        return self.shift + w / self.scale
+
+    # A model of x.
+
+    def loss(self, x: Tensor, cond: Tensor | None = None, **given: Any) -> Terms:
+        """The second stage's loss on x (B, *event), labels cond: `latent_loss` without a cache."""
+        return self.second.loss(self.encoded(x).rsample(), self.told(cond), **given)
+
+    @torch.no_grad()
+    def encoded(self, x: Tensor) -> Distribution:
+        """q(w|x), which the first stage's q(z|x) makes."""
+        q = self.first.encode(x)
+        if isinstance(q, Normal):
+            return Normal(self.normalized(q.mean), q.std * self.scale)
+        return Delta(self.normalized(q.mean))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None, **given: Any
+    ) -> Tensor:
+        """(n, *event): the decoder's pictures of the second stage's latents; labels cond (n,); given, for `second`."""
+        return self.decoded(self.second.sample(n, cond=self.told(cond), generator=generator, **given), generator)
+
+    def decoded(self, w: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The picture of w: the decoder's mean, or a draw where there is only that."""
+        p = self.first.decode(self.restored(w))
+        return p.rsample(generator) if isinstance(p, Implicit) else p.mean
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The picture of the mean of q(z|x)."""
+        return self.decoded(self.encoded(x).mean)
+
+    def vae(self) -> VAE:
+        """The same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
+
+        The change of variables from z to w is in both of its sides, and cancels.
+        For scoring: no gradient reaches the first stage. Raises ValueError where there is no bound: a second stage that
+        cannot score, or codes, whose z has no density.
+        """
+        if getattr(self.first, "bottleneck", None) is not None:
+            raise ValueError(f"{type(self.first.bottleneck).__name__} gives codes, not q(z|x): no bound on log p(x)")
+        return VAE(_Encoder(self), _Decoder(self), self.second)
+
+
+class _Encoder(nn.Module):
+    """x → q(w|x)."""
+
+    def __init__(self, model: LatentModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
+        return self.model.encoded(x)
+
+
+class _Decoder(nn.Module):
+    """w → p(x|z)."""
+
+    def __init__(self, model: LatentModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = getattr(model.first.decoder, "head", None)
+
+    def forward(self, w: Tensor, cond: Tensor | None = None) -> Distribution:
+        return self.model.first.decode(self.model.restored(w))
+
+
+def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> None:
+    """Refuse a second stage for other latents than the first one's, by asking it for its loss once."""
+    names = f"{type(first).__name__} makes latents {latent}, which {type(second).__name__}"
+    missing = [name for name in ("loss", "sample") if not hasattr(second, name)]
+    if missing:
+        raise ValueError(f"{names} cannot be a second stage of: it has no {' and no '.join(missing)}")
+    drawn_by_second = getattr(getattr(second, "noise", None), "shape", latent)
+    if tuple(drawn_by_second) != latent:
+        raise ValueError(f"{names} does not make: its samples are {tuple(drawn_by_second)}")
+    training = second.training
+    place = next((p.device for p in second.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+            second.eval().loss(torch.zeros(2, *latent, device=place))  # type: ignore[operator]
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{names} does not take: {error}") from error
+    finally:
+        second.train(training)

@@ -1,0 +1,99 @@
+"""Denoising diffusion GAN: Xiao 2021, 2112.07804: a diffusion of four steps, each of them a conditional GAN."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from components import losses
+from components.backbones import MLP, UNet
+from components.conditions import drop
+from components.denoisers import Denoiser
+from components.discriminators import MLPDiscriminator, ResidualDiscriminator
+from components.schedules import VariancePreservingSchedule
+from components.stochastic import Stochastic
+from components.vectorized import Vectorized
+from hybrids import AdversarialDiffusion, Critic, Player, Terms, experiment, warmup_cosine
+from hybrids.data import Data
+from hybrids.experiment import Stage, setting
+from hybrids.player import Batch, unpack
+
+PAIRS = {
+    "non_saturating": losses.non_saturating,
+    "hinge": losses.hinge,
+    "least_squares": losses.least_squares,
+    "relativistic": losses.relativistic,
+}
+
+
+@dataclass
+class Settings(experiment.Settings):
+    steps: int = 3000
+    timesteps: int = setting(4, "T, the steps from noise to x: 1, 2, 4 or 8.", at_least=1)
+    latent: int = setting(64, "Dimensions of the generator's own z; 0: without z, as the paper ablates.", at_least=0)
+    width: int = setting(
+        32, "Channels at the highest resolution; units are four times as many for points, ten with --flat.", at_least=8
+    )
+    flat: bool = setting(False, "Residual MLPs for images too, where these are small.")
+    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
+    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
+    loss: Literal["non_saturating", "hinge", "least_squares", "relativistic"] = setting(
+        "non_saturating", "The pair of losses."
+    )
+    r1: float = setting(
+        0.2, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)², and falls to 0 by a cosine.", at_least=0
+    )
+    lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
+    lr: float = setting(5e-4, "Learning rate of the generator, decayed by a cosine to a hundredth.", above=0)
+    critic_lr: float = setting(5e-4, "Learning rate of the critic, decayed alike.", above=0)
+
+
+def networks(settings: Settings, data: Data) -> tuple[nn.Module, nn.Module]:
+    """A backbone, and a discriminator of pairs."""
+    if settings.conditional and not data.classes:
+        raise ValueError(f"--conditional needs labels; --data {data.name} has none")
+    classes, timed = data.classes if settings.conditional else None, settings.timesteps > 1
+    if data.is_image and not settings.flat:
+        # Down to 4 × 4.
+        multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
+        backbone = UNet(data.shape, settings.width, multipliers, blocks=1, num_classes=classes)
+        discriminator = ResidualDiscriminator(
+            data.shape, settings.width, timed=timed, given_channels=data.shape[0], num_classes=classes
+        )
+        return backbone, discriminator
+    d, width = data.dimensions, (10 if data.is_image else 4) * settings.width
+    of_vectors = MLP(d, width, num_classes=classes)
+    of_pairs = MLPDiscriminator(d, width, timed=timed, given_features=d, num_classes=classes)
+    return Vectorized(of_vectors, data.shape), Vectorized(of_pairs, data.shape)
+
+
+def build(settings: Settings, data: Data) -> list[Stage]:
+    backbone, discriminator = networks(settings, data)
+    generator = Stochastic(backbone, settings.latent) if settings.latent else backbone
+    denoiser = Denoiser(generator, VariancePreservingSchedule(), "sample")
+    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, lazy=settings.lazy)
+    model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)
+    fade, decay = warmup_cosine(0, settings.steps), warmup_cosine(0, settings.steps, final=0.01)
+
+    def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
+        x, cond = unpack(batch)
+        return x, None if cond is None else drop(cond, settings.label_dropout, data.classes)
+
+    def judge(batch: Batch, step: int) -> Terms:
+        critic.r1 = settings.r1 * fade(step)
+        return model.judge(*seen(batch), step=step)
+
+    def adam(lr: float) -> partial[Adam]:
+        return partial(Adam, lr=lr, betas=(0.5, 0.9))
+
+    players = [
+        Player(judge, [critic], optimizer=adam(settings.critic_lr), lr=decay, name="critic"),
+        Player(lambda b: model.loss(*seen(b)), [denoiser], optimizer=adam(settings.lr), lr=decay, name="generator"),
+    ]
+    return [Stage("adversarial_diffusion", model, players, conditional=settings.conditional)]
+
+
+if __name__ == "__main__":
+    experiment.main(Settings, build)

@@ -1,0 +1,117 @@
+"""Latent diffusion: Rombach 2022, 2112.10752: an autoencoder with KL, VQ or FSQ, then a diffusion of its latents."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
+
+from components.backbones import MLP, UNet
+from components.bottlenecks import FSQ, VQ
+from components.decoders import ResidualDecoder
+from components.denoisers import Denoiser
+from components.discriminators import PatchDiscriminator
+from components.encoders import ResidualEncoder
+from components.flat import flat_pair
+from components.heads import NormalHead
+from components.losses import hinge
+from components.perceptual import Perceptual
+from components.samplers import ddim
+from components.schedules import CosineSchedule, FlowSchedule
+from components.text import Captioned, CharacterEncoder, HuggingFaceText, digit_names
+from hybrids import Autoencoder, Critic, Diffusion, LatentModel, Player, Terms, experiment, warmup_cosine
+from hybrids.data import Data
+from hybrids.experiment import Stage, setting
+
+
+@dataclass
+class Settings(experiment.Settings):
+    steps: int = 1500
+    first_steps: int | None = setting(None, "Steps of the autoencoder; none: --steps.", at_least=1)
+    flat: bool = setting(False, "Vectors as latents, and MLPs; always for points.")
+    latent: int = setting(4, "Channels of the latents, or their dimensions with --flat.", at_least=1)
+    width: int = setting(16, "Channels at the highest resolution; twenty times as many units of an MLP.", at_least=8)
+    bottleneck: Literal["kl", "vq", "fsq"] = setting("kl", "KL to N(0, I), or codes: learned, or 5 levels a channel.")
+    codes: int = setting(256, "Codes of vq.", at_least=2)
+    beta: float = setting(0.05, "Weight of the KL.", at_least=0)
+    sigma: float = setting(0.14, "σ of p(x|z) = N(x̂, σ²) of images; points learn theirs.", above=0)
+    perceptual: float = setting(0.0, "Weight of a perceptual distance, by random features: untrained.", at_least=0)
+    critic: float = setting(0.0, "Weight of a patch critic, times its adaptive one; 0: no critic.", at_least=0)
+    critic_start: int = setting(500, "Steps before the critic is heard, and of its weight's rise.", at_least=0)
+    second: Literal["flow", "diffusion"] = setting("flow", "Rectified flow, or v on a cosine schedule.")
+    condition: Literal["none", "label", "text"] = setting("none", "Learn p(x|label), by number or by name in words.")
+    text_encoder: str | None = setting(None, "One of Hugging Face's, by name; none: characters, learned along.")
+    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
+    guidance_scale: float = setting(1.0, "Of conditional samples; 1 is none, as in diffusers.", at_least=0)
+    sample_steps: int = setting(50, "Steps of the sampler.", at_least=1)
+    lr: float = setting(1e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
+
+    def check(self) -> list[str]:
+        errors = super().check()
+        if self.guidance_scale != 1 and self.condition == "none":
+            errors.append(f"--guidance-scale {self.guidance_scale}: there is nothing to guide by with --condition none")
+        if self.flat and (self.bottleneck != "kl" or self.condition == "text"):
+            errors.append("--flat: --bottleneck vq and fsq, and --condition text, want maps as latents")
+        return errors
+
+
+def build(settings: Settings, data: Data) -> list[Stage]:
+    s, flat = settings, settings.flat or not data.is_image
+    if not data.is_image and (s.bottleneck != "kl" or s.condition == "text" or s.perceptual or s.critic):
+        raise ValueError(f"codes, --condition text, --perceptual and --critic want images; {data.name} is points")
+    if s.condition != "none" and not data.classes:
+        raise ValueError(f"--condition {s.condition} needs labels; --data {data.name} has none")
+    head = NormalHead(s.sigma if data.is_image else "learned")
+    if flat:
+        encoder, decoder = flat_pair(data.shape, s.latent, head, 20 * s.width)
+    else:
+        side = max(4, data.shape[-1] // 4)
+        encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
+        decoder = ResidualDecoder((s.latent, side, side), data.shape, head, s.width)
+    codes = {"kl": lambda: None, "vq": lambda: VQ(s.codes, s.latent), "fsq": lambda: FSQ((5,) * s.latent)}
+    first = Autoencoder(
+        encoder,
+        decoder,
+        codes[s.bottleneck](),
+        beta=s.beta if s.bottleneck == "kl" else None,
+        perceptual=Perceptual.random(data.shape[0]) if s.perceptual else None,
+        perceptual_weight=s.perceptual,
+        critic=Critic(PatchDiscriminator(data.shape[0], s.width), hinge) if s.critic else None,
+        critic_weight=s.critic,
+        critic_start=s.critic_start,
+        critic_warmup=s.critic_start,
+    )
+    classes = data.classes if s.condition == "label" else None
+    text = None
+    if s.condition == "text":
+        encoder = HuggingFaceText(s.text_encoder) if s.text_encoder else CharacterEncoder()
+        text = Captioned(data.class_names or digit_names(data.classes), encoder)
+    if flat:
+        backbone = MLP(s.latent, 20 * s.width, num_classes=classes)
+    else:
+        backbone = UNet(first.latent, 2 * s.width, num_classes=classes, context=text and text.features)
+    noise = (FlowSchedule(), "flow") if s.second == "flow" else (CosineSchedule(15.0, -15.0), "v_prediction")
+    drawing = {"sampler": ddim, "sample_steps": s.sample_steps, "guidance_scale": s.guidance_scale}
+    second = Diffusion(Denoiser(backbone, *noise), first.latent, **drawing)
+    model = LatentModel(first, second, text, classes, s.label_dropout)
+
+    def player(name: str, loss: Callable[..., Terms], moves: list[nn.Module], steps: int) -> Player:
+        lr = warmup_cosine(steps // 20, steps)
+        return Player(loss, moves, optimizer=partial(AdamW, lr=s.lr), clip=1.0, lr=lr, name=name)
+
+    d, k = data.dimensions, math.prod(first.latent)
+    steps = s.first_steps or s.steps
+    players = [player("autoencoder", lambda x, step: (1 / d) * first.loss(x, step=step), first.moved, steps)]
+    if first.critic is not None:
+        players.append(player("critic", first.judge, [first.critic], steps))
+    moves = [second] if text is None else [second, text]
+    latents = player("latents", lambda batch: (1 / k) * model.latent_loss(batch), moves, s.steps)
+    cached = {"batches": lambda: model.cache(data), "still": (first,), "conditional": s.condition != "none"}
+    return [Stage("autoencoder", first, players, steps=steps), Stage("latents", model, [latents], **cached)]
+
+
+if __name__ == "__main__":
+    experiment.main(Settings, build)

@@ -1,0 +1,551 @@
+import math
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import components.distributions.continuous
+import components.timesteps
+import hybrids.models.diffusion
+from components.backbones import MLP, UNet
+from components.denoisers import Denoiser
+from components.discriminators import MLPDiscriminator, PatchDiscriminator, ResidualDiscriminator
+from components.distributions import Delta, per_example
+from components.encoders import MLPEncoder
+from components.losses import hinge, minimax, non_saturating, relativistic
+from components.schedules import (
+    BetaSchedule,
+    FlowSchedule,
+    LogSNRLinearSchedule,
+    VariancePreservingSchedule,
+    over,
+)
+from components.stochastic import Stochastic
+from hybrids import GAN, VAE, AdversarialDiffusion, Critic, Diffusion, Terms
+from hybrids.models import Model
+
+F64 = torch.float64
+D, Z = 5, 3
+PAIRS = pytest.mark.parametrize("pair", [non_saturating, hinge, relativistic], ids=lambda pair: pair.name)
+STEPS = pytest.mark.parametrize("steps", [1, 2, 4, 8])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def noises(monkeypatch):
+    """Put given tensors, one after another, in the place of random noise."""
+
+    def put(*values):
+        left = iter(values)
+        noise = lambda x, generator=None: next(left).to(x.dtype)  # noqa: E731
+        monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
+        monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
+
+    return put
+
+
+class Generator(nn.Module):
+    """x̂, smooth in x_t, t and z."""
+
+    def __init__(self, latent=Z, **options):
+        super().__init__()
+        self.first, self.last = nn.Linear(D + 1 + (latent or 0), 7, **options), nn.Linear(7, D, **options)
+        self.seen = []
+
+    def forward(self, x_t, t, cond=None, z=None):
+        self.seen.append(z)
+        t = torch.as_tensor(t).to(x_t).expand(len(x_t))
+        inputs = [x_t, t[:, None]] if z is None else [x_t, t[:, None], z]
+        x = self.last(torch.tanh(self.first(torch.cat(inputs, 1))))
+        return x if cond is None else x + cond[:, None]
+
+
+class Discriminator(nn.Module):
+    """A logit of the pair and t; it remembers what it was given."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2 * D + 1, 8, **options), nn.Tanh(), nn.Linear(8, 1, **options))
+        self.seen = []
+
+    def forward(self, x, given, t=None, cond=None):
+        self.seen.append({"x": x, "given": given, "t": t, "cond": cond})
+        when = x.new_ones(len(x), 1) if t is None else t[:, None].to(x)
+        return self.net(torch.cat([x, given, when], 1))[:, 0]
+
+
+def model(pair=non_saturating, steps=4, schedule=None, latent=Z, dtype=None, **settings):
+    denoiser = Denoiser(Generator(latent, dtype=dtype), schedule or VariancePreservingSchedule(), "sample")
+    critic = Critic(Discriminator(dtype=dtype), pair, **settings)
+    found = AdversarialDiffusion(denoiser, critic, D, steps, latent)
+    denoiser.backbone.seen.clear()
+    critic.discriminator.seen.clear()
+    return found
+
+
+def at(model, s, t):
+    """Let a model train at the given times only."""
+    model._times = lambda x: (torch.full((len(x),), s, dtype=F64), torch.full((len(x),), t, dtype=F64))
+
+
+# Row 35: both limits
+
+
+class Joined(nn.Module):
+    """Of an event (x, y), a generator that returns its noise beside x, or a discriminator that gets x and y apart."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, both, cond=None):
+        if isinstance(self.network, Generator):
+            noise, z = both.split([D, Z], dim=1)
+            return Delta(torch.cat([self.network(noise, 1.0, z=z), noise], 1))
+        return self.network(*both.split([D, D], dim=1))
+
+
+@PAIRS
+def test_row_35_one_step_is_a_gan_on_x_and_pure_noise(pair, noises):
+    """Both losses, and the gradients of both networks, are those of a GAN whose data are (x, noise): 1e-6."""
+    one = model(pair, steps=1, schedule=FlowSchedule(), dtype=F64)
+    gan = GAN(Joined(one.denoiser.backbone), Critic(Joined(one.critic.discriminator), pair), D + Z)
+    x, noise, z = torch.randn(6, D, dtype=F64), torch.randn(6, D, dtype=F64), torch.randn(6, Z, dtype=F64)
+    one._latent = lambda x_t, generator=None: {"z": z}
+    gan.prior.sample = lambda n, generator=None: torch.cat([noise, z], 1)
+    parameters = [*one.denoiser.parameters(), *one.critic.parameters()]
+    for mine, other in ((one.loss, gan.loss), (one.judge, gan.judge)):
+        noises(torch.randn(6, D), noise, torch.randn(6, D))  # the first and the last have a standard deviation of 0
+        found, expected = mine(x).total, other(torch.cat([x, noise], 1)).total
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, expected)]
+        assert any(g is not None and g.abs().max() > 1e-3 for g in gradients[0])
+        for a, b in zip(*gradients):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+class SquaredError(Critic):
+    """‖x_s - x'_s‖² in the place of a discriminator's opinion."""
+
+    def fool(self, fake, real=None, **given):
+        return Terms(squares=per_example((fake - real).square()))
+
+
+def test_row_35_many_steps_without_z_and_critic_are_a_ddpm(noises, monkeypatch):
+    """With the noise of the real x_s, ‖x_s - x'_s‖² is the x_0 objective at the same x_t, times the posterior's factor
+    on x squared; that factor is 1 at the first of the thousand levels. So are the gradients: 1e-6."""
+    steps, n = 1000, 64
+    denoiser = Denoiser(Generator(None, dtype=F64), BetaSchedule("linear", steps), "sample")
+    few = AdversarialDiffusion(denoiser, SquaredError(Discriminator(dtype=F64)), D, steps, latent=None)
+    ddpm = Diffusion(denoiser, D, timesteps=steps)
+    schedule, x, first, second = denoiser.schedule, *torch.randn(3, n, D, dtype=F64)
+    i = torch.randint(steps, (n,), dtype=F64)
+    i[:8] = 0
+    s, t = i / steps, (i + 1) / steps
+    x_s = schedule.marginal(x, s).mean + over(schedule.alpha_sigma(s)[1], x) * first
+    ratio, variance = schedule.step(s, t)
+    x_t = over(ratio, x) * x_s + over(variance.sqrt(), x) * second
+    on_x_t, on_x, std = schedule.posterior_coefficients(s, t)
+    posterior = (x_s - over(on_x_t, x) * x_t - over(on_x, x) * x) / over(std.clamp(min=1e-12), x)
+    alpha, sigma = schedule.alpha_sigma(t)
+    epsilon = (x_t - over(alpha, x) * x) / over(sigma, x)
+    few._times = lambda x: (s, t)
+    for module in (components.timesteps, hybrids.models.diffusion):
+        monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (i + 0.5) / steps)
+    noises(first, second, posterior)
+    found = few.loss(x).per_example
+    noises(epsilon)
+    expected = on_x.square() * ddpm.loss(x).per_example
+    assert torch.equal(on_x[:8], torch.ones(8, dtype=F64)) and on_x[8:].max() < 0.7
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+    for chosen in (slice(0, 8), slice(8, n)):
+        gradients = [torch.autograd.grad(each[chosen].sum(), list(denoiser.parameters()), retain_graph=True)
+                     for each in (found, expected)]  # fmt: skip
+        for a, b in zip(*gradients):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
+
+
+# Row 36: the value of the game
+
+
+MEANS, SHARES, WIDTH = torch.tensor([-1.0, 1.0], dtype=F64), torch.tensor([0.3, 0.7], dtype=F64), 0.2
+
+
+class Analytic:
+    """A mixture of two Gaussians on the line, diffused, and a generator that answers E[x|x_t]."""
+
+    def __init__(self, s, t):
+        self.schedule = VariancePreservingSchedule()
+        self.s, self.t = s, t
+
+    def log_q(self, x, t):
+        """log q(x_t), x of any shape."""
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        std = (alpha.square() * WIDTH**2 + sigma.square()).sqrt()
+        return torch.logsumexp(SHARES.log() + normal(x[..., None], alpha * MEANS, std), -1)
+
+    def mean(self, x_t, t):
+        """E[x|x_t]."""
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        variance = alpha.square() * WIDTH**2 + sigma.square()
+        share = (SHARES.log() + normal(x_t[..., None], alpha * MEANS, variance.sqrt())).softmax(-1)
+        return (share * (MEANS + alpha * WIDTH**2 / variance * (x_t[..., None] - alpha * MEANS))).sum(-1)
+
+    def log_ratio(self, x_s, x_t):
+        """log q(x_s|x_t)/p(x_s|x_t), and both logarithms."""
+        ratio, variance = self.schedule.step(self.s, self.t)
+        true = self.log_q(x_s, self.s) + normal(x_t, ratio * x_s, variance.sqrt()) - self.log_q(x_t, self.t)
+        on_x_t, on_x, std = self.schedule.posterior_coefficients(self.s, self.t)
+        model = normal(x_s, on_x_t * x_t + on_x * self.mean(x_t, self.t), std)
+        return true - model, true, model
+
+
+def normal(x, mean, std):
+    return -0.5 * ((x - mean) / std).square() - torch.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+class MeanGenerator(nn.Module):
+    def __init__(self, analytic):
+        super().__init__()
+        self.analytic = analytic
+
+    def forward(self, x_t, t, cond=None):
+        return self.analytic.mean(x_t, torch.as_tensor(self.analytic.t, dtype=F64))
+
+
+class Optimal(nn.Module):
+    """scale × log q/p + shift: the optimal logit for 1 and 0."""
+
+    def __init__(self, analytic, scale=1.0, shift=0.0):
+        super().__init__()
+        self.analytic, self.scale, self.shift = analytic, scale, shift
+
+    def forward(self, x, t, given):
+        return self.scale * self.analytic.log_ratio(x[:, 0], given[:, 0])[0] + self.shift
+
+
+def hermite(n):
+    """Nodes and shares of N(0, 1)."""
+    nodes, shares = (torch.tensor(values) for values in numpy.polynomial.hermite_e.hermegauss(n))
+    return nodes, shares / shares.sum()
+
+
+def value(analytic, discriminator, noises):
+    """E log sigmoid D(x_s, x_t) + E log(1 - sigmoid D(x'_s, x_t)) of the model's own judge, by Gauss-Hermite."""
+    game = AdversarialDiffusion(
+        Denoiser(MeanGenerator(analytic), analytic.schedule, "sample"), Critic(discriminator, minimax), 1, 4, None
+    )
+    at(game, analytic.s, analytic.t)
+    (a, a_share), (b, b_share) = hermite(8), hermite(16)
+    grid = [each.flatten()[:, None] for each in torch.meshgrid(torch.arange(2).to(a), a, b, b, b, indexing="ij")]
+    shares = torch.stack(torch.meshgrid(SHARES, a_share, b_share, b_share, b_share, indexing="ij")).prod(0).flatten()
+    noises(*grid[2:])
+    adversarial = game.judge(MEANS[grid[0].long()] + WIDTH * grid[1])["adversarial"][1]
+    return -(shares * adversarial).sum().item()
+
+
+@pytest.mark.parametrize("s, t", [(0.25, 0.5), (0.25, 1.0), (0.15, 0.5)])
+def test_row_36_at_the_optimal_discriminator_the_value_is_the_divergence(s, t, noises):
+    """2 E JSD(q(x_s|x_t), p(x_s|x_t)) - log 4, the expectation over q(x_t), by quadrature on a grid: 1e-5."""
+    analytic = Analytic(s, t)
+    x_t, x_s = torch.linspace(-5, 5, 401, dtype=F64)[:, None], torch.linspace(-6, 6, 1601, dtype=F64)
+    _, true, fake = analytic.log_ratio(x_s, x_t)
+    middle = torch.logaddexp(true, fake) - math.log(2)
+    jsd = 0.5 * (true.exp() * (true - middle) + fake.exp() * (fake - middle))
+    inner = torch.trapezoid(jsd, x_s, dim=1)
+    mass = analytic.log_q(x_t[:, 0], t).exp()
+    divergence = torch.trapezoid(mass * inner, x_t[:, 0]).item()
+    expected = 2 * divergence - math.log(4)
+    assert 0.01 < divergence < math.log(2)  # there is something to tell apart
+    found = value(analytic, Optimal(analytic), noises)
+    assert found == pytest.approx(expected, abs=1e-5)
+    for worse in (Optimal(analytic, scale=0.7), Optimal(analytic, shift=0.3)):
+        assert value(analytic, worse, noises) < found - 1e-3
+
+
+# Data of ±1
+
+
+class PlusOrMinusOne(nn.Module):
+    """For x = ±1 alike, P(x = 1|x_t) = sigmoid(2 α x_t/σ²): a draw from it, made of z, or without z the mean."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x_t, t, cond=None, z=None):
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        logit = over(2 * alpha / sigma.square(), x_t) * x_t
+        if z is None:
+            return torch.tanh(logit / 2)
+        return torch.where(torch.special.ndtr(z) < torch.sigmoid(logit), 1.0, -1.0)
+
+
+class Deaf(nn.Module):
+    def forward(self, x, t=None, given=None):
+        self.seen = x, given
+        return x.flatten(1).sum(1)
+
+
+def plus_or_minus_one(steps, latent):
+    schedule = VariancePreservingSchedule()
+    denoiser = Denoiser(PlusOrMinusOne(schedule), schedule, "sample")
+    return AdversarialDiffusion(denoiser, Critic(Deaf()), 1, steps, latent)
+
+
+@STEPS
+def test_an_oracle_generator_draws_the_data_in_any_number_of_steps(steps):
+    """E|x| = 1, both signs alike within four standard errors (of 1/√n)."""
+    n = 40_000
+    x = plus_or_minus_one(steps, 1).sample(n)
+    assert x.abs().mean().item() == 1.0 and abs(x.mean().item()) < 4 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("steps, expected", [(1, 0.005), (2, 0.221), (4, 0.598), (8, 0.914)])
+def test_a_generator_without_z_answers_the_mean(steps, expected):
+    """Monte Carlo: one standard error is at most .0011."""
+    assert plus_or_minus_one(steps, None).sample(200_000).abs().mean().item() == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("s, t", [(0.0, 0.25), (0.25, 0.5), (0.75, 1.0)])
+def test_the_oracle_s_pairs_are_as_the_real_ones(s, t):
+    """E[x_s x_t], E[x_s²] and E[x_s⁴] of real and fake pairs, within four standard errors of their difference."""
+    game, n = plus_or_minus_one(4, 1), 100_000
+    at(game, s, t)
+    x = torch.randint(2, (n, 1)).double() * 2 - 1
+    moments = []
+    for fake in (False, True):
+        (game.loss if fake else game.judge)(x)
+        # fool asks of the fake last; tell asks of the real first: take the latter from the pair itself.
+        a, b = game.critic.discriminator.seen if fake else game._pair(x)[:2]
+        moments.append(torch.cat([a * b, a.square(), a.square().square()], 1))
+    one, other = moments
+    error = ((one.var(0) + other.var(0)) / n).sqrt()
+    assert ((one.mean(0) - other.mean(0)).abs() <= 4 * error + 1e-12).all()
+
+
+# What each player hears
+
+
+def test_a_turn_asks_of_pairs_that_share_x_t(noises):
+    """x_s ~ q(x_s|x), x_t ~ q(x_t|x_s), x'_s ~ q(x_s|x_t, x̂), and D sees both beside the same x_t and t."""
+    game, x = model(dtype=F64), torch.randn(6, D, dtype=F64)
+    schedule, (one, two, three), z = game.denoiser.schedule, torch.randn(3, 6, D, dtype=F64), torch.randn(6, Z).double()
+    s = torch.tensor([0, 0.25, 0.5, 0.75, 0, 0.25], dtype=F64)
+    t = s + 0.25
+    game._times, game._latent = lambda x: (s, t), lambda x_t, generator=None: {"z": z}
+    x_s = over(schedule.alpha_sigma(s)[0], x) * x + over(schedule.alpha_sigma(s)[1], x) * one
+    ratio, variance = schedule.step(s, t)
+    x_t = over(ratio, x) * x_s + over(variance.sqrt(), x) * two
+    estimate = game.denoiser.backbone(x_t, t, z=z)
+    posterior = schedule.posterior(x_t, estimate, s, t)
+    fake = posterior.mean + posterior.std * three
+    torch.testing.assert_close(fake[s == 0], estimate[s == 0], rtol=1e-12, atol=1e-12)
+    for ask, pair in ((game.judge, [x_s, fake]), (game.loss, [fake])):
+        noises(one, two, three)
+        game.critic.discriminator.seen.clear()
+        ask(x)
+        seen = game.critic.discriminator.seen
+        assert len(seen) == len(pair)
+        for found, expected in zip(seen, pair):
+            torch.testing.assert_close(found["x"], expected)
+            torch.testing.assert_close(found["given"], x_t)
+            assert torch.equal(found["t"], t) and found["cond"] is None
+
+
+def test_each_turn_draws_its_own_times_noise_and_z():
+    game, x = model(), torch.randn(64, D)
+    for _ in range(2):
+        game.loss(x)
+    one, other = game.critic.discriminator.seen
+    assert not torch.equal(one["t"], other["t"]) and not torch.equal(one["given"], other["given"])
+    assert set(one["t"].tolist()) == {0.25, 0.5, 0.75, 1.0}
+    z, again = game.denoiser.backbone.seen
+    assert z.shape == (64, Z) and not torch.equal(z, again) and z.std().item() == pytest.approx(1, abs=0.2)
+
+
+@PAIRS
+@STEPS
+def test_the_firewall(pair, steps):
+    """A critic's turn reaches the critic alone, a generator's the generator (through the critic), and neither x."""
+    game, x = model(pair, steps, r1=1.0), torch.randn(6, D, requires_grad=True)
+    told = game.judge(x, step=0)
+    assert list(told) == ["adversarial", "r1", "logits/real", "logits/fake"]
+    told.total.backward()
+    assert all(p.grad is None for p in game.denoiser.parameters()) and x.grad is None
+    assert all(p.grad is not None for p in game.critic.parameters())
+    fooled = game.loss(x)
+    assert list(fooled) == ["adversarial"]
+    for p in game.critic.parameters():
+        p.grad = None
+        p.requires_grad_(False)  # as `train` does
+    fooled.total.backward()
+    assert all(p.grad.any() for p in game.denoiser.parameters()) and x.grad is None
+    assert all(p.grad is None for p in game.critic.parameters())
+
+
+def test_the_critic_s_turn_builds_no_graph_through_the_generator():
+    game, x, seen = model(), torch.randn(6, D), []
+    game.denoiser.backbone.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    game.judge(x)
+    game.loss(x)
+    assert seen == [False, True]
+
+
+class Linear(nn.Module):
+    """a·x_s + b·x_t + c t."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(n, dtype=F64)) for n in (D, D, 1))
+
+    def forward(self, x, t, given):
+        return x @ self.a + given @ self.b + t * self.c
+
+
+def test_r1_is_of_x_s_only_and_lazy():
+    """Of a linear D it is γ/2 ‖a‖², whatever b and c are, and comes every so many steps, times as many."""
+    denoiser = Denoiser(Generator(dtype=F64), VariancePreservingSchedule(), "sample")
+    critic = Critic(Linear(), r1=0.5, lazy=3)
+    game, x = AdversarialDiffusion(denoiser, critic, D, 4, Z), torch.randn(6, D, dtype=F64)
+    weight, values = game.judge(x, step=0)["r1"]
+    a, b, c = critic.discriminator.parameters()
+    torch.testing.assert_close(weight * values, (3 * 0.25 * a.square().sum()).expand(6), rtol=0, atol=1e-10)
+    gradients = torch.autograd.grad(values.sum(), [a, b, c], allow_unused=True)
+    torch.testing.assert_close(gradients[0], 12 * a)
+    assert all(g is None or not g.any() for g in gradients[1:])
+    assert ["r1" in game.judge(x, step=step) for step in range(4)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("pair, of_critic, of_generator", [
+    (non_saturating, 1.386294, 0.693147), (relativistic, 0.693147, 0.693147), (hinge, 2.0, 0.0),
+], ids=lambda value: getattr(value, "name", None))  # fmt: skip
+def test_at_equilibrium_a_critic_that_cannot_tell_costs_known_numbers(pair, of_critic, of_generator):
+    game, x = model(pair), torch.randn(6, D)
+    nn.init.zeros_(game.critic.discriminator.net[-1].weight)
+    nn.init.zeros_(game.critic.discriminator.net[-1].bias)
+    assert game.judge(x).total.item() == pytest.approx(of_critic, abs=1e-6)
+    assert game.loss(x).total.item() == pytest.approx(of_generator, abs=1e-6)
+
+
+def test_a_condition_reaches_both():
+    game, x, cond = model(), torch.randn(6, D), torch.arange(6.0)
+    for ask in (game.loss, game.judge):
+        ask(x, cond)
+        assert game.critic.discriminator.seen[-1]["cond"] is cond
+        ask(x)
+        assert game.critic.discriminator.seen[-1]["cond"] is None
+    plain, moved = (game.sample(6, c, torch.Generator().manual_seed(1)) for c in (None, cond))
+    assert torch.equal(plain[0], moved[0]) and ((moved - plain)[1:] != 0).all()
+
+
+# Samples
+
+
+def test_one_step_samples_are_the_generator_s_answer_to_noise():
+    game = model(steps=1, dtype=None)
+    generator = torch.Generator().manual_seed(1)
+    noise, z = torch.randn(4, D, generator=generator), torch.randn(4, Z, generator=generator)
+    expected = game.denoiser.backbone(noise, 1.0, z=z)
+    assert torch.equal(game.sample(4, generator=torch.Generator().manual_seed(1)), expected)
+
+
+@STEPS
+@pytest.mark.parametrize("latent", [None, Z])
+def test_samples_ask_the_generator_once_a_step_and_repeat(steps, latent):
+    game = model(steps=steps, latent=latent)
+    one, again = (game.sample(4, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert one.shape == (4, D) and torch.equal(one, again) and not one.requires_grad
+    assert len(game.denoiser.backbone.seen) == 2 * steps
+    assert all((z is None) == (latent is None) for z in game.denoiser.backbone.seen)
+
+
+@pytest.mark.parametrize("shape", [6, (2, 8, 8)])
+def test_vectors_and_images_with_networks_of_the_shelf(shape):
+    """Latents of a VAE are either: both losses are finite, and reach every parameter once the last layer is not 0."""
+    if isinstance(shape, int):
+        backbone, discriminator = MLP(shape, 8, 1), MLPDiscriminator(shape, 8, timed=True, given_features=shape)
+    else:
+        backbone = UNet(shape, 4, (1, 2), blocks=1)
+        discriminator = ResidualDiscriminator(shape, 4, timed=True, given_channels=2)
+    nn.init.normal_(backbone.last.weight, std=0.1)
+    denoiser = Denoiser(Stochastic(backbone, Z), VariancePreservingSchedule(), "sample")
+    game = AdversarialDiffusion(denoiser, Critic(discriminator, r1=0.1), shape, latent=Z)
+    x = torch.randn(4, *game.shape)
+    (game.loss(x).total + game.judge(x).total).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in game.parameters())
+    assert game.sample(3).shape == (3, *game.shape)
+
+
+# What is refused
+
+
+def fitting(timesteps=4, latent=Z, schedule=None, variance="small", timed=True, given=D, features=D, outputs=D):
+    backbone = MLP(D, 8, 1, out_features=outputs)
+    generator = backbone if latent is None else Stochastic(backbone, 3)
+    denoiser = Denoiser(generator, schedule or VariancePreservingSchedule(), "sample", variance)
+    critic = Critic(MLPDiscriminator(features, 8, 1, timed=timed, given_features=given))
+    return AdversarialDiffusion(denoiser, critic, D, timesteps, latent)
+
+
+def test_what_fits_is_taken():
+    for options in ({}, {"latent": None}, {"timesteps": 1, "timed": False}, {"schedule": BetaSchedule()}):
+        fitting(**options)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"timesteps": 0}, "timesteps must be at least 1; got 0"),
+    ({"latent": 0}, "latent must be at least 1, or None for a generator without z; got 0"),
+    ({"schedule": LogSNRLinearSchedule()}, "LogSNRLinearSchedule with noise at t = 0.*starts clean"),
+    ({"variance": "large"}, "variance 'small', that of .*; got 'large'"),
+    ({"timed": False}, r"D\(x, given, t\), timesteps=4; its MLPDiscriminator does not fit: t must be None"),
+    ({"timesteps": 1}, r"D\(x, given\), timesteps=1; its MLPDiscriminator does not fit: t must be given"),
+    ({"given": 0}, "MLPDiscriminator does not fit: given must be None"),
+    ({"features": 4}, r"MLPDiscriminator does not fit: x must be \(B, 4\); got shape \(2, 5\)"),
+    ({"outputs": 4}, r"x of \(5,\) by G\(x_t, t, z\); its Stochastic does not fit: returns \(4,\)"),
+    ({"latent": 4}, r"Stochastic does not fit: z must be \(B, 3\); got shape \(2, 4\)"),
+])  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_when_it_is_built(options, message):
+    with pytest.raises(ValueError, match=message):
+        fitting(**options)
+
+
+def test_a_generator_that_wants_z_and_gets_none_is_refused_and_one_that_gets_it_unasked():
+    stochastic, plain = Stochastic(MLP(D, 8, 1), Z), MLP(D, 8, 1)
+    critic = Critic(MLPDiscriminator(D, 8, 1, timed=True, given_features=D))
+    for backbone, latent, message in ((stochastic, None, "z must be"), (plain, Z, "unexpected keyword argument 'z'")):
+        with pytest.raises(ValueError, match=message):
+            AdversarialDiffusion(Denoiser(backbone, VariancePreservingSchedule(), "sample"), critic, D, latent=latent)
+
+
+def test_a_discriminator_of_patches_knows_no_pairs():
+    denoiser = Denoiser(Stochastic(UNet((1, 8, 8), 4), Z), VariancePreservingSchedule(), "sample")
+    with pytest.raises(ValueError, match="PatchDiscriminator does not fit: t must be None"):
+        AdversarialDiffusion(denoiser, Critic(PatchDiscriminator(1, 4)), (1, 8, 8), latent=Z)
+
+
+def test_being_tried_out_leaves_modes_and_random_numbers_alone():
+    backbone = UNet((1, 8, 8), 4, dropout=0.5)
+    backbone.middle.eval()
+    discriminator = ResidualDiscriminator((1, 8, 8), 4, timed=True, given_channels=1, spectral_norm=True)
+    buffers = [b.clone() for b in discriminator.buffers()]
+    denoiser = Denoiser(backbone, VariancePreservingSchedule(), "sample")
+    before = torch.get_rng_state()
+    game = AdversarialDiffusion(denoiser, Critic(discriminator), (1, 8, 8), latent=None)
+    assert torch.equal(before, torch.get_rng_state())
+    assert game.training and discriminator.training and backbone.training and not backbone.middle.training
+    assert all(torch.equal(a, b) for a, b in zip(buffers, discriminator.buffers()))
+
+
+def test_it_is_implicit_and_no_prior_that_scores():
+    game = model()
+    assert not isinstance(game, Model) and not hasattr(game, "nll") and not hasattr(game, "bound")
+    with pytest.raises(ValueError, match="AdversarialDiffusion is implicit: it cannot score z"):
+        VAE(MLPEncoder(4, D, 8), nn.Identity(), game)

@@ -1,0 +1,357 @@
+"""The hierarchical VAE; rows 25 and 26: a diffusion model is one, term by term."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import components.distributions.continuous
+import hybrids.models.diffusion
+from components.backbones import MLP
+from components.decoders import MLPDecoder, ResidualDecoder
+from components.denoisers import Denoiser
+from components.distributions import Normal, kl
+from components.heads import LogisticHead, NormalHead
+from components.ladders import convolutional_ladder, dense_ladder
+from components.schedules import (
+    BetaSchedule,
+    CosineSchedule,
+    LearnedSchedule,
+    LogSNRLinearSchedule,
+    VarianceExplodingSchedule,
+    over,
+)
+from hybrids.models import VAE, Diffusion, HierarchicalVAE, Model, StandardNormal
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+# Row 26: a diffusion model is a hierarchical VAE
+
+
+class Smooth(nn.Module):
+    """A network that is wrong, smoothly; v, in (-1, 1), of a learned variance where that is asked for."""
+
+    def __init__(self, learned):
+        super().__init__()
+        self.learned = learned
+
+    def forward(self, x_t, t, cond=None):
+        shift = over(torch.as_tensor(t, dtype=F64), x_t) + (0.0 if cond is None else over(0.1 * cond, x_t))
+        found = torch.tanh(1.3 * x_t + shift) + 0.2 * x_t
+        return torch.cat([found, torch.sin(3 * x_t)], 1) if self.learned else found
+
+
+SCHEDULES = {
+    "log-SNR": lambda: LogSNRLinearSchedule(6.0, -5.0),
+    "learned": lambda: LearnedSchedule(6.0, -5.0),
+    "cosine": lambda: CosineSchedule(6.0, -5.0),
+    "exploding": lambda: VarianceExplodingSchedule(0.05, 20.0),
+    "table": lambda: BetaSchedule(num_train_timesteps=10),
+    "clean cosine": lambda: CosineSchedule(math.inf, -5.0),
+    "short table": lambda: BetaSchedule("scaled_linear", 5, 0.1, 0.7),
+}
+EACH_SCHEDULE = pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "short table"])
+EACH_VARIANCE = pytest.mark.parametrize("variance", ["small", "large", "learned_range"])
+
+
+def diffusion(schedule="log-SNR", variance="small", timesteps=10, prediction="sample", shape=3, **settings):
+    denoiser = Denoiser(Smooth(variance == "learned_range"), SCHEDULES[schedule](), prediction, variance)
+    return Diffusion(denoiser, shape, timesteps=timesteps, **settings)
+
+
+def noise_of(model, ladder, x):
+    """What the ladder drew at each of its levels from the top, as the ε of x_t = α x + σ ε; and the ladder's terms."""
+    drawn, inner = [], Normal.rsample
+
+    def rsample(self, generator=None):
+        drawn.append(inner(self, generator))
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(Normal, "rsample", rsample)
+        terms = ladder.nll(x)
+    times = [1.0, *(s for s, _ in reversed(model.chain))]
+    assert len(drawn) == len(times) == len(ladder.ladder)
+    epsilon = []
+    for t, x_t in zip(times, drawn):
+        alpha, sigma = (over(c, x) for c in model.denoiser.schedule.alpha_sigma(t))
+        epsilon.append((x_t - alpha * x) / sigma)
+    return terms, epsilon
+
+
+def put(monkeypatch, epsilon):
+    """Make the diffusion draw these, one at each call."""
+    left = iter(epsilon)
+    for module in (hybrids.models.diffusion, components.distributions.continuous):
+        monkeypatch.setattr(module, "randn_like", lambda x, generator=None: next(left))
+
+
+@EACH_VARIANCE
+@EACH_SCHEDULE
+def test_row_26_the_elbo_of_the_ladder_is_the_bound_of_the_diffusion_term_by_term(monkeypatch, schedule, variance):
+    """L_T, every L_{t-1} and L_0, at the same x_t; of each number 1e-10, relative to itself or absolute."""
+    model = diffusion(schedule, variance)
+    x = 0.7 * torch.randn(6, 3, dtype=F64)
+    terms, epsilon = noise_of(model, HierarchicalVAE.from_diffusion(model), x)
+    names = ["distortion", *(f"rate_{i}" for i in range(1, len(epsilon) + 1))]
+    assert list(terms) == names and all(weight == 1 for weight, _ in terms.values())
+    with torch.no_grad():
+        for name, (s, t), noise in zip(names[2:], reversed(model.chain), epsilon, strict=False):
+            put(monkeypatch, [noise])
+            torch.testing.assert_close(terms[name][1], model.level(x, s, t), rtol=1e-10, atol=1e-10)
+        # All at once: from the cleanest level up, then L_0.
+        put(monkeypatch, [*reversed(epsilon[:-1]), epsilon[-1]])
+        bound = model.bound(x)
+    torch.testing.assert_close(terms["rate_1"][1], bound["prior"][1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(terms["distortion"][1], bound["reconstruction"][1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(terms.per_example, bound.per_example, rtol=1e-10, atol=1e-10)
+    assert all((values.abs() > 1e-6).all() for _, values in terms.values()), "else this test would say nothing"
+
+
+@EACH_SCHEDULE
+def test_row_25_a_rate_is_half_the_fall_of_the_snr_times_the_error_in_x(schedule):
+    model = diffusion(schedule)
+    x = 0.7 * torch.randn(6, 3, dtype=F64)
+    terms, epsilon = noise_of(model, HierarchicalVAE.from_diffusion(model), x)
+    snr = lambda t: model.denoiser.schedule.log_snr(t).exp()  # noqa: E731
+    for i, ((s, t), noise) in enumerate(zip(reversed(model.chain), epsilon), 2):
+        alpha, sigma = model.denoiser.schedule.alpha_sigma(t)
+        error = (x - model.denoiser(alpha * x + sigma * noise, t).mean).square().sum(1)
+        torch.testing.assert_close(terms[f"rate_{i}"][1], 0.5 * (snr(s) - snr(t)) * error, rtol=1e-10, atol=1e-10)
+
+
+@EACH_VARIANCE
+def test_row_26_the_chain_from_the_bottom_up_agrees_in_expectation(variance):
+    """x_1 ~ q(x_1|x), then x_t ~ q(x_t|x_s): log q - log p of the whole chain has the ladder's mean, in 4 s.e."""
+    model, n = diffusion("short table", variance, timesteps=5, shape=2), 40_000
+    ladder, schedule = HierarchicalVAE.from_diffusion(model), model.denoiser.schedule
+    x = torch.tensor([0.6, -0.4], dtype=F64).expand(n, 2)
+    with torch.no_grad():
+        top_down = ladder.nll(x).per_example
+        q = schedule.marginal(x, model.first)
+        x_s = q.rsample()
+        bottom_up = q.log_prob(x_s) - model.last(x_s).log_prob(x)
+        for s, t in model.chain:
+            q = schedule.transition(x_s, s, t)
+            x_t = q.rsample()
+            bottom_up = bottom_up + q.log_prob(x_t) - model.denoiser.reverse(x_t, s, t).log_prob(x_s)
+            x_s = x_t
+        bottom_up = bottom_up - Normal(torch.zeros_like(x_s), 1.0).log_prob(x_s)
+    error = math.sqrt((top_down.var() + bottom_up.var()).item() / n)
+    assert (top_down.mean() - bottom_up.mean()).abs() < 4 * error and error < 0.03
+
+
+@EACH_SCHEDULE
+def test_a_diffusion_s_samples_are_the_ladder_s(schedule):
+    model = diffusion(schedule, prediction="v_prediction").double()
+    ladder = HierarchicalVAE.from_diffusion(model)
+    one, other = (each.sample(4, generator=torch.Generator().manual_seed(1)) for each in (model, ladder))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    cond = torch.arange(4, dtype=F64)
+    conditional = ladder.sample(4, cond, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.sample(4, cond, torch.Generator().manual_seed(1)), conditional)
+    assert (conditional - other).abs().max() > 1e-3
+
+
+def test_the_ladder_shares_the_diffusion_s_modules_and_learns_by_them():
+    schedule = LogSNRLinearSchedule()
+    model = Diffusion(Denoiser(MLP(3, 8, 1), schedule), 3, timesteps=4, levels=17)
+    ladder = HierarchicalVAE.from_diffusion(model)
+    assert len(ladder.ladder) == 5 and ladder.levels == 17 and isinstance(ladder, Model)
+    assert {id(p) for p in ladder.parameters()} == {id(p) for p in model.parameters()}
+    ladder.loss(torch.zeros(2, 3)).total.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_continuous_time_has_no_levels():
+    with pytest.raises(ValueError, match="continuous time has no chain of levels; timesteps=None"):
+        HierarchicalVAE.from_diffusion(diffusion(timesteps=None))
+
+
+# Levels of all kinds
+
+
+class Linear(nn.Module):
+    """z = weight·(what is above) + noise, with the exact posterior of a linear-Gaussian chain z_1 → z_2 → x."""
+
+    def __init__(self, prior, posterior):
+        super().__init__()
+        self.p, self.q = prior, posterior
+
+    def prior(self, above, cond=None):
+        return self.p(above)
+
+    def posterior(self, above, x, cond=None):
+        return self.q(above, x)
+
+
+def chain():
+    """z_1 ~ N(0, 1), z_2|z_1 ~ N(.8 z_1, .5²), x|z_2 ~ N(z_2, .3²); posteriors by Gaussian conditioning."""
+    a, s, r = 0.8, 0.5, 0.3
+
+    def first(above, x):
+        total = a**2 + s**2 + r**2
+        return Normal(a / total * x, math.sqrt(1 - a**2 / total))
+
+    def second(above, x):
+        precision = 1 / s**2 + 1 / r**2
+        return Normal((a * above / s**2 + x / r**2) / precision, precision**-0.5)
+
+    top = Linear(lambda above: Normal(torch.zeros(1, 1, dtype=F64), 1.0), first)
+    rungs = [top, Linear(lambda above: Normal(a * above, s), second)]
+    return HierarchicalVAE(rungs, nn.Module()), math.sqrt(a**2 + s**2 + r**2), r
+
+
+def test_with_exact_posteriors_every_draw_s_elbo_has_the_likelihood_as_its_mean():
+    """-log p(x) = E[distortion] + Σ rates, in closed form once the draws are averaged: within 4 s.e."""
+    model, std, r = chain()
+    model.last = Decoder(r)
+    x = torch.tensor([[1.3]], dtype=F64).expand(20_000, 1)
+    found = model.nll(x).per_example
+    expected = -Normal(torch.zeros(1, 1, dtype=F64), std).log_prob(x[:1])
+    assert (found.mean() - expected).abs() < 4 * found.std() / math.sqrt(len(found))
+    assert found.std() > 0.1
+    # With the densities of what was drawn in the place of the KLs, every single draw is the likelihood (row 3).
+    pairs, p = model(x[:5])
+    terms = model.nelbo(x[:5], pairs, p)
+    for i, (q, prior) in enumerate(pairs, 1):
+        torch.testing.assert_close(terms[f"rate_{i}"][1], kl(q, prior), rtol=1e-12, atol=0)
+
+
+class Decoder(nn.Module):
+    def __init__(self, std):
+        super().__init__()
+        self.std = std
+
+    def forward(self, z, cond=None):
+        return Normal(z, self.std)
+
+
+def test_samples_come_down_the_priors():
+    model, std, r = chain()
+    model.last = Decoder(r)
+    x = model.sample(20_000, generator=torch.Generator().manual_seed(0))
+    spread = math.sqrt(std**2 - r**2)  # its mean is shown
+    assert x.shape == (20_000, 1) and abs(x.mean().item()) < 4 * spread / math.sqrt(20_000)
+    assert x.std().item() == pytest.approx(spread, rel=4 / math.sqrt(40_000))
+
+
+def test_above_may_be_a_tuple():
+    """A level may hand down all that was drawn: the third sees both latents above it."""
+
+    class Remembers(nn.Module):
+        def prior(self, above, cond=None):
+            return Normal(torch.zeros(1, 1) if above is None else sum(above), 1.0)
+
+        def posterior(self, above, x, cond=None):
+            return Normal(x + (0 if above is None else len(above)), 0.5)
+
+        def below(self, above, z, cond=None):
+            return (z,) if above is None else (*above, z)
+
+    class Last(nn.Module):
+        def forward(self, above, cond=None):
+            return Normal(torch.cat(above, 1), 1.0)
+
+    model = HierarchicalVAE([Remembers() for _ in range(3)], Last())
+    x = torch.randn(5, 1)
+    assert model.reconstruct(x).tolist() == torch.cat([x, x + 1, x + 2], 1).tolist()
+    pairs, p = model(x)
+    assert p.mean.shape == (5, 3) and model.sample(4).shape == (4, 3)
+    torch.testing.assert_close(pairs[2][1].mean, p.mean[:, :1] + p.mean[:, 1:2])
+
+
+def test_one_level_is_a_vae():
+    """With the standard normal on top and the VAE's networks, the loss is the VAE's, to the bit."""
+    encoder, decoder = nn.Sequential(nn.Linear(4, 4)), MLPDecoder(2, 4, NormalHead(0.5), 8, 1)
+
+    def q(above, x):
+        mean, log_std = encoder(x).chunk(2, 1)
+        return Normal(mean, log_std.exp())
+
+    class Encoder(nn.Module):
+        def forward(self, x, cond=None):
+            return q(None, x)
+
+    vae = VAE(Encoder(), decoder, StandardNormal(2), beta=0.5)
+    model = HierarchicalVAE([Linear(lambda above: StandardNormal(2).distribution, q)], decoder, beta=0.5)
+    x = torch.randn(5, 4)
+    torch.manual_seed(1)
+    expected = vae.loss(x)
+    torch.manual_seed(1)
+    found = model.loss(x)
+    assert torch.equal(found.per_example, expected.per_example) and found["rate_1"][0] == 0.5
+
+
+# Learned ladders
+
+
+def images(levels=3, **settings):
+    ladder = convolutional_ladder((1, 8, 8), levels, 2, 8)
+    last = ResidualDecoder(ladder.state, (1, 8, 8), LogisticHead(17), 8)
+    return HierarchicalVAE(ladder.levels, last, ladder.encoder, **settings)
+
+
+def points(levels=2, **settings):
+    ladder = dense_ladder(2, levels, 2, 8)
+    return HierarchicalVAE(ladder.levels, MLPDecoder(8, 2, NormalHead("learned"), 8, 1), ladder.encoder, **settings)
+
+
+@pytest.mark.parametrize("make, shape", [(images, (1, 8, 8)), (points, (2,))])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_learned_ladders(make, shape, levels):
+    model, x = make(levels), torch.rand(4, *shape) * 2 - 1
+    terms = model.nll(x)
+    assert isinstance(model, Model) and list(terms) == ["distortion", *(f"rate_{i}" for i in range(1, levels + 1))]
+    assert all(values.shape == (4,) and values.isfinite().all() for _, values in terms.values())
+    assert all((terms[f"rate_{i}"][1] > 0).all() for i in range(1, levels + 1))
+    one, again = (model.sample(3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert one.shape == model.reconstruct(x[:3]).shape == (3, *shape) and torch.equal(one, again)
+    assert not one.requires_grad
+    assert model.levels == (17 if make is images else None)
+
+
+def test_beta_and_free_bits_are_in_the_loss_and_nowhere_else():
+    model, x = images(beta=4.0, free_bits=1e3), torch.rand(4, 1, 8, 8) * 2 - 1
+    loss, nll = model.loss(x), model.nll(x)
+    assert [loss[f"rate_{i}"][0] for i in (1, 2, 3)] == [4.0] * 3 and loss["distortion"][0] == 1.0
+    assert all(loss[f"rate_{i}"][1].tolist() == [1e3] * 4 for i in (1, 2, 3))
+    assert all(nll[f"rate_{i}"][0] == 1.0 and (nll[f"rate_{i}"][1] < 1e3).all() for i in (1, 2, 3))
+
+
+def test_free_bits_hold_for_each_level():
+    """max(free_bits, E_batch KL_l): the level that is above keeps its KL and its gradient."""
+    model, x = images(2), torch.rand(4, 1, 8, 8) * 2 - 1
+    pairs, p = model(x)
+    rates = [kl(*pair) for pair in pairs]
+    low, high = sorted(rate.mean().item() for rate in rates)
+    found = model.nelbo(x, pairs, p, free_bits=(low + high) / 2)
+    for i, (rate, (q, _)) in enumerate(zip(rates, pairs), 1):
+        charged = found[f"rate_{i}"][1]
+        (gradient,) = torch.autograd.grad(charged.sum(), q.mean, retain_graph=True)
+        if rate.mean() > low:
+            assert torch.equal(charged, rate) and gradient.any()
+        else:
+            assert charged.tolist() == pytest.approx([(low + high) / 2] * 4) and not gradient.any()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("settings", [{"beta": -1.0}, {"free_bits": -0.1}])
+def test_negative_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="beta and free_bits must not be negative; got"):
+        images(**settings)
+
+
+@pytest.mark.parametrize("ladder, got", [([], "none"), ([nn.Linear(2, 2)], "Linear")])
+def test_what_is_no_ladder_is_refused(ladder, got):
+    with pytest.raises(ValueError, match=f"ladder must hold levels, which offer posterior and prior; got {got}"):
+        HierarchicalVAE(ladder, nn.Identity())

@@ -1,0 +1,51 @@
+"""What the hierarchical VAE's and the variational diffusion's recipes refuse, and what the latter needs no data for."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hybrids.data import Data, load_data
+from hybrids.experiment import load_recipe, parse
+from hybrids.experiment.refusal import Refusal
+from hybrids.experiment.state import load_weights, weights
+
+POINTS = Data("25-gaussians", (2,))
+DIGITS = Data("digits", (1, 8, 8), 10, 17)
+
+
+def build(name, data, **settings):
+    recipe = load_recipe(name)
+    return recipe.build(replace(parse(recipe.Settings, ["--width", "8"], name), **settings), data)[0].model
+
+
+@pytest.mark.parametrize("name, data, settings, message", [
+    ("variational_diffusion", POINTS, {"prediction": "grid"}, "--prediction grid is of grey levels; --data 25-gauss"),
+    ("variational_diffusion", POINTS, {"learn_endpoints": True}, "--learn-endpoints: the likelihood of --data 25-gaus"),
+    ("hierarchical_vae", POINTS, {"likelihood": "mixture"}, "--likelihood mixture is of grey levels; --data 25-gaussi"),
+    ("hierarchical_vae", DIGITS, {"levels": 5}, r"shape must have sides divisible by the down-sampling factor 16"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused_by_name(name, data, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, data, **settings)
+
+
+def test_a_straight_line_has_no_ends_to_learn():
+    with pytest.raises(
+        Refusal, match="--learn-endpoints with --schedule linear: only a learned schedule learns its ends"
+    ):
+        parse(load_recipe("variational_diffusion").Settings, ["--learn-endpoints", "--schedule", "linear"], "any")
+
+
+def test_the_marginals_of_the_training_data_come_back_with_the_weights():
+    """A run is loaded without its data: built on their shape alone, it has even marginals, and then the saved ones."""
+    data = load_data("digits", 8)
+    trained, loaded = build("variational_diffusion", data), build("variational_diffusion", DIGITS)
+    marginals = loaded.denoiser.backbone.log_marginal
+    assert not marginals.any()
+    load_weights(loaded, weights(trained), "here")
+    x = data.decode(data.held_out[:4])
+    for each in (trained, loaded):
+        torch.manual_seed(1)
+        each.found = each.eval().nll(x).per_example
+    assert torch.equal(trained.found, loaded.found) and marginals.exp().sum(0).allclose(torch.ones(1, 8, 8))
