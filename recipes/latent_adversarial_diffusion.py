@@ -32,9 +32,9 @@ PAIRS = {"non_saturating": losses.non_saturating, "relativistic": losses.relativ
 
 @dataclass
 class Settings(experiment.Settings):
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 128
-    first_steps: int | None = setting(2000, "Steps of the VAE; none: --steps.", at_least=1)
+    first_steps: int | None = setting(None, "Steps of the VAE; none: --steps.", at_least=1)
     flat: bool = setting(False, "Vectors as latents, and MLPs; always for points.")
     latent: int = setting(4, "Channels of the latents, or their dimensions with --flat.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; ten times as many units of an MLP.", at_least=8)

@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import TINY
+from small import TINY, TWO_STAGES, last_step
 from torch import nn
 
 import hybrids
@@ -108,25 +108,29 @@ def test_the_run_folder(name, tmp_path, few_digits):
     run(name, out, "--steps", "5", "--checkpoint-every", "2", "--sample-every", "4", "--log-every", "3")
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     events = {path for path in files if re.fullmatch(r"tensorboard/events\.out\.tfevents\..*", path)}
-    reconstructions = {f"samples/reconstructions-{n}.png" for n in (4, 5)} if name == "vae" else set()
+    # A run of two stages has as many steps in each; the end of the first is a checkpoint and a picture too.
+    end = last_step(name, 5)
+    saved, shown = [n for n in range(1, end + 1) if n % 2 == 0 or n % 5 == 0], [4, 5] if end == 5 else [4, 5, 8, 10]
+    reconstructing = {"vae"} | TWO_STAGES
+    reconstructions = {f"samples/reconstructions-{n}.png" for n in shown} if name in reconstructing else set()
     inside = ("manifest.json", "stage-0.safetensors", "optimizers.safetensors", "optimizers.json", "ema.safetensors",
               "ema.json", "batches.json", "progress.json", "rank-0.safetensors", "rank-0.json")  # fmt: skip
     assert len(events) == 1
-    assert files - events - reconstructions == {
+    second = {f"checkpoints/step-{n}/stage-1.safetensors" for n in saved if n > 5}
+    assert files - events - reconstructions - second == {
         ".lock",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
-        "samples/step-4.png",
-        "samples/step-5.png",
-        *(f"checkpoints/step-{n}/{file}" for n in (2, 4, 5) for file in inside),
+        *(f"samples/step-{n}.png" for n in shown),
+        *(f"checkpoints/step-{n}/{file}" for n in saved for file in inside),
     }
-    assert reconstructions <= files
-    assert [line["step"] for line in lines(out)] == [2, 3, 4, 5]
+    assert reconstructions | second <= files
+    assert [line["step"] for line in lines(out)] == [2, 3, 4, 5] + [6, 8, 9, 10] * (end > 5)
     summary = json.loads((out / "summary.json").read_text())
     promised = "steps, seconds, images_per_second, parameters, losses, world_size, seed, recipe"
     assert set(promised.split(", ")) <= summary.keys()
-    assert (summary["steps"], summary["world_size"], summary["seed"], summary["recipe"]) == (5, 1, 0, name)
+    assert (summary["steps"], summary["world_size"], summary["seed"], summary["recipe"]) == (end, 1, 0, name)
     assert summary["losses"] and all(isinstance(value, float) for value in summary["losses"].values())
     assert summary["images_per_second"] > 0 and summary["seconds"] > 0
     import yaml
@@ -180,7 +184,7 @@ def test_a_resumed_run_is_the_straight_run(name, extra, tmp_path, few_digits):
         # What a process has drawn before it resumes does not matter.
         torch.rand(3), random.random(), numpy.random.rand()
         run(name, out, *every, "--resume", "auto")
-        same_run(tmp_path / "straight", out, 5)
+        same_run(tmp_path / "straight", out, last_step(name, 5))
 
 
 def test_a_signal_between_two_lines_of_the_log_changes_none(tmp_path, monkeypatch, few_digits):
@@ -310,9 +314,10 @@ def test_load_brings_back_the_model_of_the_grid(name, tmp_path, few_digits):
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     x = model.sample(64, generator=torch.Generator().manual_seed(0))
     save_picture(x, tmp_path / "again.png")
-    assert (tmp_path / "again.png").read_bytes() == (out / "samples" / "step-3.png").read_bytes()
+    end = last_step(name, 3)
+    assert (tmp_path / "again.png").read_bytes() == (out / "samples" / f"step-{end}.png").read_bytes()
     # The trained weights themselves are another model, and an older checkpoint may be named.
-    plain = hybrids.load(out / "checkpoints" / "step-3", ema=False)
+    plain = hybrids.load(out / "checkpoints" / f"step-{end}", ema=False)
     assert not torch.equal(plain.sample(64, generator=torch.Generator().manual_seed(0)), x)
 
 
@@ -430,7 +435,8 @@ def test_two_processes_resume_to_the_bit(launch, tmp_path):
     """Each recipe on two ranks, in one launch: straight, and stopped by a signal to one rank and resumed."""
     launch(REPOSITORY / "tests" / "ranks" / "resume_worker.py", tmp_path)
     for name in TINY:
-        same_run(tmp_path / f"{name}-straight", tmp_path / f"{name}-resumed", 6)
-        assert "rank-1/cpu" in state(tmp_path / f"{name}-resumed" / "checkpoints" / "step-6")
-        ranks = [load_file(tmp_path / f"{name}-resumed/checkpoints/step-6/rank-{r}.safetensors") for r in (0, 1)]
+        end = last_step(name, 6)
+        same_run(tmp_path / f"{name}-straight", tmp_path / f"{name}-resumed", end)
+        assert "rank-1/cpu" in state(tmp_path / f"{name}-resumed" / "checkpoints" / f"step-{end}")
+        ranks = [load_file(tmp_path / f"{name}-resumed/checkpoints/step-{end}/rank-{r}.safetensors") for r in (0, 1)]
         assert not torch.equal(ranks[0]["cpu"], ranks[1]["cpu"])
