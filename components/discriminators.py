@@ -162,8 +162,8 @@ class MLPDiscriminator(nn.Module):
 
     That bound holds for num_classes=None, up to the error of the power iteration. Arguments: features, an int or the
     shape of an event, an image's for one, which is flattened; depth, the number of hidden layers of `width`, each of
-    which t adds to when timed; given_features, of a second vector (B, given_features) that is concatenated; the others
-    as in ResidualDiscriminator.
+    which t adds to when timed; given_features, an int or a shape, of a second event that is concatenated; the others as
+    in ResidualDiscriminator.
 
     Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, *features).
     """
@@ -175,15 +175,16 @@ class MLPDiscriminator(nn.Module):
         depth: int = 3,
         spectral_norm: bool = False,
         timed: bool = False,
-        given_features: int = 0,
+        given_features: int | tuple[int, ...] = 0,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1; got {depth}")
         self.features = (features,) if isinstance(features, int) else features
-        self.given_features, self.num_classes = given_features, num_classes
-        inputs = [math.prod(self.features) + given_features] + [width] * (depth - 1)
+        self.given = (given_features,) if isinstance(given_features, int) else given_features
+        self.num_classes = num_classes
+        inputs = [math.prod(self.features) + math.prod(self.given)] + [width] * (depth - 1)
         self.time = TimeEmbedding(width) if timed else None
         self.layers = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)
         self.adapt = nn.ModuleList(nn.Linear(width, width) for _ in inputs) if timed else None
@@ -192,15 +193,15 @@ class MLPDiscriminator(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
     ) -> Tensor:
-        """Logits (B,): x (B, *features), t (B,) or () in [0, 1], cond (B,) long, given (B, given_features)."""
+        """Logits (B,): x (B, *features), t (B,) or () in [0, 1], cond (B,) long, given (B, *given_features)."""
         check_event("x", x, self.features)
         _check_optional("t", t, self.time is not None, "timed=True")
-        _check_optional("given", given, self.given_features > 0, "given_features > 0")
+        _check_optional("given", given, math.prod(self.given) > 0, "given_features > 0")
         embedding = None if self.time is None or t is None else F.silu(self.time(t, x))
         x = x.flatten(1)
         if given is not None:
-            check_event("given", given, (self.given_features,))
-            x = torch.cat([x, given], dim=1)
+            check_event("given", given, self.given)
+            x = torch.cat([x, given.flatten(1)], dim=1)
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if self.adapt is not None:

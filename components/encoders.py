@@ -1,5 +1,6 @@
 """Encoders: x to q(z|x), a diagonal Gaussian over a latent vector or map."""
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -72,28 +73,35 @@ class ResidualEncoder(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """A residual MLP: (B, features) to a Normal over (B, latent) with log std in [-10, 5].
+    """A residual MLP: (B, *features) to a Normal over (B, latent) with log std in [-10, 5].
 
-    Arguments: depth, the number of residual blocks of `width`; num_classes as in ResidualEncoder.
-    Raises ValueError when x is not (B, features) or cond does not fit.
+    Arguments: features, an int or the shape of an event, an image's for one, which is flattened; depth, the number of
+    residual blocks of `width`; num_classes as in ResidualEncoder.
+    Raises ValueError when x is not (B, *features) or cond does not fit.
     """
 
     def __init__(
-        self, features: int, latent: int, width: int = 256, depth: int = 3, num_classes: int | None = None
+        self,
+        features: int | tuple[int, ...],
+        latent: int,
+        width: int = 256,
+        depth: int = 3,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.features, self.latent, self.num_classes = features, latent, num_classes
+        self.features = (features,) if isinstance(features, int) else tuple(features)
+        self.latent, self.num_classes = latent, num_classes
         self.label = ClassEmbedding(num_classes, width)
-        self.first = nn.Linear(features, width)
+        self.first = nn.Linear(math.prod(self.features), width)
         self.blocks = nn.ModuleList(DenseBlock(width, None if num_classes is None else width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, 2 * latent)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Normal:
-        """q(z|x): x (B, features), cond (B,) long or None."""
-        check_event("x", x, (self.features,))
+        """q(z|x): x (B, *features), cond (B,) long or None."""
+        check_event("x", x, self.features)
         embedding = self.label(cond, x)
-        h = self.first(x)
+        h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
         return _normal(self.last(F.silu(self.norm(h))))

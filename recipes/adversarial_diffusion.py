@@ -14,7 +14,6 @@ from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.schedules import VariancePreservingSchedule
 from components.stochastic import Stochastic
-from components.vectorized import Vectorized
 from hybrids import AdversarialDiffusion, Critic, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
@@ -63,10 +62,9 @@ def networks(settings: Settings, data: Data) -> tuple[nn.Module, nn.Module]:
             data.shape, settings.width, timed=timed, given_channels=data.shape[0], num_classes=classes
         )
         return backbone, discriminator
-    d, width = data.dimensions, (10 if data.is_image else 4) * settings.width
-    of_vectors = MLP(d, width, num_classes=classes)
-    of_pairs = MLPDiscriminator(d, width, timed=timed, given_features=d, num_classes=classes)
-    return Vectorized(of_vectors, data.shape), Vectorized(of_pairs, data.shape)
+    width = (10 if data.is_image else 4) * settings.width
+    discriminator = MLPDiscriminator(data.shape, width, timed=timed, given_features=data.shape, num_classes=classes)
+    return MLP(data.shape, width, num_classes=classes), discriminator
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:

@@ -12,7 +12,6 @@ from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
-from components.vectorized import Vectorized
 from components.weightings import min_snr, p2
 from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
@@ -84,8 +83,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         units = (10 if data.is_image else 4) * settings.width
         # Octaves of the input: without them a network of points stalls at the smallest noise.
         octaves = None if data.is_image else range(5)
-        network = MLP(data.dimensions, units, fourier=octaves, num_classes=classes)
-        backbone = Vectorized(network, data.shape)
+        backbone = MLP(data.shape, units, fourier=octaves, num_classes=classes)
     clip = (-1.0, 1.0) if data.is_image else None
     denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)
     model = Diffusion(

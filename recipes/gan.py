@@ -28,7 +28,7 @@ PAIRS = {
 class Settings(experiment.Settings):
     steps: int = 3000
     latent: int = setting(64, "Dimensions of z.", at_least=1)
-    network: Literal["residual", "mlp"] = setting("residual", "Networks of images; points always have an MLP.")
+    flat: bool = setting(False, "MLPs for images too, of eight times width units; points always have them.")
     width: int = setting(16, "Channels at the highest resolution; an MLP has eight times as many units.", at_least=8)
     loss: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"] = setting(
         "relativistic", "The pair of losses."
@@ -44,7 +44,7 @@ class Settings(experiment.Settings):
 
 def build(settings: Settings, data: Data) -> list[Stage]:
     head = DeltaHead(bounded=data.is_image)
-    if data.is_image and settings.network == "residual":
+    if data.is_image and not settings.flat:
         generator = ResidualDecoder(settings.latent, data.shape, head, settings.width)
         discriminator = ResidualDiscriminator(data.shape, settings.width, spectral_norm=settings.spectral_norm)
     else:

@@ -14,11 +14,10 @@ from torch.optim import Adam, AdamW
 
 from components import losses
 from components.backbones import MLP, UNet
-from components.decoders import ResidualDecoder
+from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
-from components.encoders import ResidualEncoder
-from components.flat import flat_pair
+from components.encoders import MLPEncoder, ResidualEncoder
 from components.heads import NormalHead
 from components.schedules import VariancePreservingSchedule
 from components.stochastic import Stochastic
@@ -54,7 +53,8 @@ class Settings(experiment.Settings):
 def autoencoder(s: Settings, data: Data) -> Autoencoder:
     head = NormalHead(s.sigma if data.is_image else "learned")
     if s.flat or not data.is_image:
-        return Autoencoder(*flat_pair(data.shape, s.latent, head, 10 * s.width), beta=s.beta)
+        encoder = MLPEncoder(data.shape, s.latent, 10 * s.width)
+        return Autoencoder(encoder, MLPDecoder(s.latent, data.shape, head, 10 * s.width), beta=s.beta)
     side = max(4, data.shape[-1] // 4)
     encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
     return Autoencoder(encoder, ResidualDecoder(encoder.latent, data.shape, head, s.width), beta=s.beta)

@@ -11,11 +11,10 @@ from torch.optim import AdamW
 
 from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
-from components.decoders import ResidualDecoder
+from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
-from components.encoders import ResidualEncoder
-from components.flat import flat_pair
+from components.encoders import MLPEncoder, ResidualEncoder
 from components.heads import NormalHead
 from components.losses import hinge
 from components.perceptual import Perceptual
@@ -66,7 +65,8 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         raise ValueError(f"--condition {s.condition} needs labels; --data {data.name} has none")
     head = NormalHead(s.sigma if data.is_image else "learned")
     if flat:
-        encoder, decoder = flat_pair(data.shape, s.latent, head, 20 * s.width)
+        encoder = MLPEncoder(data.shape, s.latent, 20 * s.width)
+        decoder = MLPDecoder(s.latent, data.shape, head, 20 * s.width)
     else:
         side = max(4, data.shape[-1] // 4)
         encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)

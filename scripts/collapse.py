@@ -54,7 +54,7 @@ STUDIES = {
         "--steps 15000 --batch-size 512 --lr 1e-3 --final-lr 0.02", 0.2, 10_000, {"high_quality": 0.7}, {"kl": 0.01}
     ),
     "stacked-digits": Study(
-        "--network mlp --width 40 --steps 5000 --batch-size 128 --lr 4e-4", 0.5, 26_000, {"modes": 995}, {"kl": 0.12}
+        "--flat --width 40 --steps 5000 --batch-size 128 --lr 4e-4", 0.5, 26_000, {"modes": 995}, {"kl": 0.12}
     ),
 }
 COLLAPSED = 0.5

@@ -10,7 +10,7 @@ from components.conditions import Guided, drop
 from components.denoisers import Denoiser
 from components.samplers import ancestral, ddim, time_grid
 from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
-from components.vectorized import Vectorized
+from components.stochastic import Stochastic
 
 F64 = torch.float64
 EACH = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow", "edm"])
@@ -268,14 +268,12 @@ def test_labels_for_a_network_that_takes_none_are_refused():
 
 def test_guidance_finds_the_labels_of_a_wrapped_backbone():
     """The null label is that of the table inside, whatever is around it."""
-    network = MLP(2, 8, 1, num_classes=3)
-    torch.nn.init.normal_(network.last.weight)
-    x, cond = torch.randn(4, 2, 1, 1), torch.arange(4) % 3
-    bare, wrapped = (
-        Guided(Denoiser(backbone, CosineSchedule(9.0, -9.0)), 3.0)
-        for backbone in (network, Vectorized(network, (2, 1, 1)))
-    )
-    torch.testing.assert_close(wrapped(x, 0.5, cond).mean.flatten(1), bare(x.flatten(1), 0.5, cond).mean)
+    backbone = Stochastic(MLP(2, 8, 1, num_classes=3), 4)
+    torch.nn.init.normal_(backbone.backbone.last.weight)
+    x, cond, z = torch.randn(4, 2), torch.arange(4) % 3, torch.randn(4, 4)
+    denoiser = Denoiser(backbone, CosineSchedule(9.0, -9.0))
+    told, null = (denoiser(x, 0.5, c, z=z).mean for c in (cond, torch.full((4,), 3)))
+    torch.testing.assert_close(Guided(denoiser, 3.0)(x, 0.5, cond, z=z).mean, null + 3 * (told - null))
 
 
 def test_no_condition_is_left_alone_by_drop():

@@ -46,7 +46,6 @@ from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.flat import flat_pair
 from components.generators import StyleGenerator
 from components.grids import GridBayes, GridBayesLast, log_marginals
 from components.heads import (
@@ -76,7 +75,6 @@ from components.stochastic import Stochastic
 from components.text import Captioned, CharacterEncoder, digit_names
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
 from components.transformers import DiT, SequenceTransformer
-from components.vectorized import Vectorized
 from components.vision import TimmEncoder, TimmFeatures, ViTEncoder
 from components.weightings import edm, min_snr, p2, simple
 from hybrids import AdversarialDiffusion, Critic, HierarchicalVAE, Player
@@ -280,9 +278,8 @@ PARTS |= {
                   FEATURES),
         batch(),
     ),
-    "vectorized": lambda: (
-        few_steps(Vectorized(MLP(64, WIDTH, 1), IMAGE),
-                  Vectorized(MLPDiscriminator(64, WIDTH, 2, timed=True, given_features=64), IMAGE), IMAGE),
+    "mlps-of-images": lambda: (
+        few_steps(MLP(IMAGE, WIDTH, 1), MLPDiscriminator(IMAGE, WIDTH, 2, timed=True, given_features=IMAGE), IMAGE),
         batch(IMAGE),
     ),
     "stochastic-unet-labels": lambda: (
@@ -330,6 +327,9 @@ def captioned() -> list[Player]:
 
 
 PARTS |= {
-    "flat-pair": lambda: (one(vae(*flat_pair(IMAGE, LATENT, NormalHead("learned"), WIDTH, 1))), batch(IMAGE)),
+    "vae-of-images-by-mlps": lambda: (
+        one(vae(MLPEncoder(IMAGE, LATENT, WIDTH, 1), MLPDecoder(LATENT, IMAGE, NormalHead("learned"), WIDTH, 1))),
+        batch(IMAGE),
+    ),
     "text-characters": lambda: (captioned(), batch(IMAGE, "cond")),
 }  # fmt: skip

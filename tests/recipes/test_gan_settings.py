@@ -52,8 +52,8 @@ def test_an_mlp_that_judges_images_is_one_of_their_pixels():
         images(x.flatten(1), given=given)
 
 
-def test_network_mlp_is_for_images_too():
-    stage = built("--data", "stacked-digits", "--network", "mlp")
+def test_flat_is_for_images_too():
+    stage = built("--data", "stacked-digits", "--flat")
     x = stage.model.sample(6)
     assert x.shape == (6, *SHAPE) and x.abs().max() <= 1
     assert isinstance(stage.model.generator, MLPDecoder) and stage.model.critic(x).shape == (6,)
