@@ -51,7 +51,7 @@ class Study:
 STUDIES = {
     # The decay of a learning rate as large as 1e-3 is what lets samples settle within 3σ.
     "25-gaussians": Study(
-        "--steps 15000 --batch-size 512 --lr 1e-3 --final-lr 0.02", 0.2, 10_000, {"high_quality": 0.7}, {"kl": 0.01}
+        "--steps 15000 --batch-size 512 --lr 1e-3 --final-lr 0.02", 0.05, 10_000, {"high_quality": 0.7}, {"kl": 0.01}
     ),
     "stacked-digits": Study(
         "--flat --width 40 --steps 5000 --batch-size 128 --lr 4e-4", 0.5, 26_000, {"modes": 995}, {"kl": 0.12}
