@@ -111,7 +111,7 @@ def test_the_run_folder(name, tmp_path, few_digits):
     # A run of two stages has as many steps in each; the end of the first is a checkpoint and a picture too.
     end = last_step(name, 5)
     saved, shown = [n for n in range(1, end + 1) if n % 2 == 0 or n % 5 == 0], [4, 5] if end == 5 else [4, 5, 8, 10]
-    reconstructing = {"vae"} | TWO_STAGES
+    reconstructing = {"vae", "hierarchical_vae"} | TWO_STAGES
     reconstructions = {f"samples/reconstructions-{n}.png" for n in shown} if name in reconstructing else set()
     inside = ("manifest.json", "stage-0.safetensors", "optimizers.safetensors", "optimizers.json", "ema.safetensors",
               "ema.json", "batches.json", "progress.json", "rank-0.safetensors", "rank-0.json")  # fmt: skip
