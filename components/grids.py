@@ -49,6 +49,7 @@ class GridBayes(nn.Module):
     """
 
     log_marginal: Tensor
+    prediction = "sample"
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class GridBayes(nn.Module):
         if log_marginal.shape != (levels, *shape):
             raise ValueError(f"log_marginal must be {(levels, *shape)}; got shape {tuple(log_marginal.shape)}")
         self.backbone, self.schedule, self.levels = backbone, schedule, levels
+        self.self_condition = bool(getattr(backbone, "self_condition", False))
         self.register_buffer("log_marginal", log_marginal)
 
     def posterior(self, x_t: Tensor, t: Time, cond: Tensor | None = None, **given: Tensor | None) -> Categorical:

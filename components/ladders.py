@@ -158,7 +158,7 @@ def convolutional_ladder(
     """Levels for images, each of twice the resolution of the one above, with `latent` channels of z.
 
     The top is at 4 × 4, or lower if so many levels lead there; the lowest state may be coarser than the image, for a
-    ResidualDecoder to double on. The prior's last convolution starts at zero, so every prior starts as N(0, I).
+    ResidualDecoder to double on. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
     Raises ValueError where the sides do not halve that often.
     """
     if levels < 1:
@@ -202,7 +202,7 @@ def convolutional_ladder(
 def dense_ladder(
     features: int, levels: int = 2, latent: int = 2, width: int = 256, num_classes: int | None = None
 ) -> Ladder:
-    """Levels for vectors, each with `latent` dimensions of z and a state (B, width); every prior starts as N(0, I)."""
+    """Levels for vectors, with `latent` dimensions of z and a state (B, width); every prior starts close to N(0, I)."""
     if levels < 1:
         raise ValueError(f"levels must be at least 1; got {levels}")
     rungs = [

@@ -59,6 +59,7 @@ class Stochastic(nn.Module):
                 f"{len(embeddings)}"
             )
         self.backbone, self.latent = backbone, latent
+        self.self_condition = bool(getattr(backbone, "self_condition", False))
         self.mapping = MappingNetwork(latent, embeddings[0].width, depth)
 
     def forward(

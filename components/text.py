@@ -131,6 +131,9 @@ class Captioned(nn.Module):
         self.captions, self.encoder = tuple(captions), encoder
         self.features = int(encoder.features)  # type: ignore[arg-type]
         codes, mask = encoder.tokenize(captions)  # type: ignore[operator]
+        self.num_classes = len(captions)
+        if len(codes.unique(dim=0)) < len(set(captions)):
+            raise ValueError(f"captions must differ in what the encoder sees of them; got {captions}, cut alike")
         self.register_buffer("codes", codes)
         self.register_buffer("mask", mask)
 

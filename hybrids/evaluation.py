@@ -137,12 +137,15 @@ def evaluate(
         if isinstance(data.density, Mixture):
             return found | coverage(model.sample(10_000, generator=generator), data.density)
         if data.name == "stacked-digits":
-            return found | stacked_coverage(model.sample(10 * samples, generator=generator))
-        if data.name != "digits":
+            samples *= 10
+        elif data.name != "digits":
             return found
         labels = torch.arange(samples, device=device) % data.classes if conditional else None
         given = {} if labels is None else {"cond": labels}
-        found |= agreement(model.sample(samples, generator=generator, **given), labels)
+        x = model.sample(samples, generator=generator, **given)
+        if data.name == "stacked-digits":
+            return found | stacked_coverage(x)
+        found |= agreement(x, labels)
         if hasattr(model, "reconstruct") and held_out is not None:
             seen = agreement(model.reconstruct(held_out))
             found |= {f"reconstruction_{name}": seen[name] for name in ("confidence", "classes")}

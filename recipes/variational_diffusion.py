@@ -75,7 +75,8 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5))
     if grid:
         # A loaded run has no examples, and no need of them: the marginals are saved with it.
-        marginals = None if data.x is None else log_marginals(data.decode(data.x[:10_000]), data.levels)
+        some = None if data.x is None else data.decode(data.x[:: -(-len(data) // 10_000)])
+        marginals = None if some is None else log_marginals(some, data.levels)
         backbone = GridBayes(backbone, schedule, data.shape, data.levels, marginals)
     prediction = "sample" if grid else "epsilon" if settings.prediction == "none" else settings.prediction
     model = Diffusion(

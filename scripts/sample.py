@@ -24,7 +24,11 @@ def draw(
     if label is not None and not 0 <= label < classes:
         raise ValueError(f"--label {label}: expected " + (f"0 to {classes - 1}" if classes else "none: no labels"))
     cond = None if label is None else torch.full((n,), label, device=generator.device)
-    known = inspect.signature(model.sample).parameters
+    # A latent model hands what it does not know on to its second stage.
+    known = {**inspect.signature(model.sample).parameters}
+    known |= inspect.signature(model.second.sample).parameters if hasattr(model, "second") else {}  # type: ignore[operator,union-attr]
+    if options and label is None:
+        raise ValueError("--guidance-scale: there is nothing to guide by without --label")
     for name in options:
         if name not in known:
             raise ValueError(f"--{name.replace('_', '-')}: {type(model).__name__} has no such thing")
@@ -55,7 +59,8 @@ def main() -> None:
     options = {} if arguments.guidance_scale is None else {"guidance_scale": arguments.guidance_scale}
     with refusing(), asked("samples"):
         x = torch.cat([draw(model, size, arguments.label, generator, options).cpu() for size in sizes])
-    out = arguments.out or arguments.run / "samples" / f"drawn-{arguments.seed}.png"
+    folder = arguments.run.parent.parent if arguments.run.parent.name == "checkpoints" else arguments.run
+    out = arguments.out or folder / "samples" / f"drawn-{arguments.seed}.png"
     save_picture(x, out)
     print(f"{len(x)} samples of {tuple(x.shape[1:])}: {out}")
     if arguments.tensor is not None:

@@ -1,17 +1,20 @@
 """What a stage is fed: the run's data, or what it makes once the stages before it are trained."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..data import Batches, Data
+from ..data.streaming import WorkerDied
+from ..player import Batch
+from .refusal import Refusal
 from .settings import Settings
 from .stage import Stage
 from .state import random_numbers, restore_random_numbers
 
-__all__ = ["batches_of", "seed_all"]
+__all__ = ["batches_of", "read", "seed_all"]
 
 
 def batches_of(stage: Stage, index: int, data: Data, settings: Settings, accelerator: Any) -> Any:
@@ -27,6 +30,14 @@ def batches_of(stage: Stage, index: int, data: Data, settings: Settings, acceler
     with _noise_of_its_own(accelerator.device, settings.seed + (index + 1) * 7_919):
         made = stage.batches()
         return _batches(made, stage.conditional, settings, accelerator) if isinstance(made, Data) else made
+
+
+def read(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; an image that cannot be read, or a data worker that died, is a refusal of this process."""
+    try:
+        yield from batches
+    except (ValueError, WorkerDied) as error:
+        raise Refusal(f"stopped: {error}", here=True) from error
 
 
 def _batches(data: Data, labels: bool, settings: Settings, accelerator: Any) -> Batches:

@@ -48,20 +48,21 @@ def refusing() -> Iterator[None]:
 
 
 @contextmanager
-def asked(what: str) -> Iterator[None]:
-    """A ValueError in here is the user's to mend: a refusal, with the place it came from."""
+def asked(what: str, here: bool = False) -> Iterator[None]:
+    """A ValueError in here is the user's to mend: a refusal, with the place it came from; here, as in `Refusal`."""
     try:
         yield
     except Refusal:
         raise
     except ValueError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})") from error
+        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})", here) from error
 
 
 def first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
     """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
-    with asked(what):
+    # Each process has looked at a batch of its own.
+    with asked(what, here=True):
         first = next(steps, None)
     if first is not None:
         yield first

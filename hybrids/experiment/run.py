@@ -17,7 +17,7 @@ from ..data import Data, load_data
 from ..ema import EMA
 from ..game import assert_equal_on_ranks, train
 from . import checkpoint as disk
-from .feed import batches_of, seed_all
+from .feed import batches_of, read, seed_all
 from .logs import Gathered
 from .ranks import decide_on_main
 from .record import Record
@@ -145,6 +145,13 @@ class _Run:
         saved = disk.read(source, a.process_index, a.num_processes)
         if saved.card.get("recipe") != self.recipe:
             raise Refusal(f"--resume {source}: is of recipe {saved.card.get('recipe')!r}, this is {self.recipe!r}")
+        stage, ends = saved.states["progress"]["stage"], saved.states["progress"].get("ends", self.ends)
+        # A step's number is of a stage only as long as the stages before it keep their lengths.
+        if ends[:stage] != self.ends[:stage] or (saved.step > self.ends[stage] and stage + 1 < len(self.ends)):
+            raise Refusal(
+                f"--resume {source}: was saved at step {saved.step}, in stage {self.stages[stage].name!r}, and the "
+                f"stages ended at {ends}; with these --steps and --first-steps they end at {self.ends}"
+            )
         before, now = saved.card["settings"], self._card()["settings"]
         changed = [f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
         if changed and a.is_main_process:
@@ -182,7 +189,7 @@ class _Run:
         if saved is not None and saved.step > first and saved.rank_tensors is not None:
             gathered.restore(saved.rank_tensors)
         with asked(f"stage {stage.name!r}"):
-            steps = train(stage.players, batches, self.accelerator, end - first, start - first)
+            steps = train(stage.players, read(batches), self.accelerator, end - first, start - first)
         steps = first_asked(f"stage {stage.name!r}", steps)
         bar = tqdm(
             total=end - first,
@@ -245,7 +252,7 @@ class _Run:
             step,
             tensors=tensors,
             states={
-                "progress": {"stage": index, "seconds": self.record.seconds},
+                "progress": {"stage": index, "ends": self.ends, "seconds": self.record.seconds},
                 "batches": batches.state_dict(),
                 "optimizers": rest,
                 "ema": {"updates": 1 if ema is None else int(ema.n_averaged)},

@@ -21,6 +21,7 @@ __all__ = ["claim", "lock"]
 # was cut off is still seen as a run.
 _OWN = (
     "samples/step-*",
+    "samples/reconstructions-*",
     "tensorboard/**/events.out.tfevents*",
     "tensorboard/**/hparams.y*ml",
     "checkpoints/.step-*",

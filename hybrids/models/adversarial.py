@@ -61,6 +61,8 @@ class AdversarialDiffusion(nn.Module):
             raise ValueError(
                 f"denoiser must have the variance 'small', that of q(x_s|x_t, x̂); got {denoiser.variance!r}"
             )
+        if denoiser.self_condition:
+            raise ValueError("denoiser must not be self-conditioned: its steps hand no estimate on")
         self.denoiser, self.critic = denoiser, critic
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.timesteps, self.latent = timesteps, latent

@@ -115,6 +115,8 @@ class Autoencoder(nn.Module):
         Raises ValueError without a step where the critic starts later or warms up.
         """
         q, z, p = self(x, cond)
+        # The players move what learns, and nothing moves the prior to its device.
+        self.prior.to(z.device)
         seen = self._distortion(x, p)
         bottleneck = rate(q, z, self.prior)
         terms = seen + (self.beta * bottleneck if self.bottleneck is None else bottleneck)

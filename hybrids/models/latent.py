@@ -107,11 +107,12 @@ class LatentModel(nn.Module):
 
     def normalized(self, z: Tensor) -> Tensor:
         """w = (z - shift) scale."""
-        return (z - self.shift) * self.scale
+        # Nothing moves the buffers to the device of a player that only moves the second stage.
+        return (z - self.shift.to(z.device)) * self.scale.to(z.device)
 
     def restored(self, w: Tensor) -> Tensor:
         """z = shift + w / scale."""
-        return self.shift + w / self.scale
+        return self.shift.to(w.device) + w / self.scale.to(w.device)
 
     # A model of x.
 
@@ -147,7 +148,7 @@ class LatentModel(nn.Module):
     def vae(self) -> VAE:
         """The same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
 
-        The change of variables from z to w is in both of its sides, and cancels.
+        The change of variables from z to w is in both of its sides, and cancels. It takes no cond.
         For scoring: no gradient reaches the first stage. Raises ValueError where there is no bound: a second stage that
         cannot score, or codes, whose z has no density.
         """
@@ -164,6 +165,8 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
+        if cond is not None:
+            raise ValueError("a latent model as a VAE scores x without cond; got one")
         return self.model.encoded(x)
 
 
@@ -185,7 +188,9 @@ def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> 
     missing = [name for name in ("loss", "sample") if not hasattr(second, name)]
     if missing:
         raise ValueError(f"{names} cannot be a second stage of: it has no {' and no '.join(missing)}")
-    drawn_by_second = getattr(getattr(second, "noise", None), "shape", latent)
+    drawn_by_second = getattr(getattr(second, "noise", second), "shape", None)
+    if drawn_by_second is None:
+        drawn_by_second = second.sample(2).shape[1:]  # type: ignore[operator]
     if tuple(drawn_by_second) != latent:
         raise ValueError(f"{names} does not make: its samples are {tuple(drawn_by_second)}")
     training = second.training

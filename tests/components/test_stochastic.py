@@ -105,3 +105,8 @@ def test_the_style_is_of_the_direction_of_z_and_of_unit_variance():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_it_says_what_its_backbone_says_of_self_conditioning():
+    for wanted in (False, True):
+        assert Stochastic(UNet((1, 8, 8), 8, self_condition=wanted), Z).self_condition is wanted

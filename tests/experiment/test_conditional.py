@@ -93,3 +93,11 @@ def test_what_cannot_be_conditional_is_refused(argv, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path / "run", *argv)
     assert message in capsys.readouterr().err
+
+
+def test_a_scale_without_a_label_is_refused_by_the_script(tmp_path, few_digits):
+    """There is nothing to guide by: silence would say that it had an effect."""
+    run(tmp_path / "run", "--conditional")
+    script = [sys.executable, REPOSITORY / "scripts" / "sample.py", tmp_path / "run", "--guidance-scale", "2"]
+    refused = subprocess.run(script, capture_output=True, text=True)
+    assert refused.returncode == 2 and "nothing to guide by without --label" in refused.stderr

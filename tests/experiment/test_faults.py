@@ -13,6 +13,7 @@ from small import TINY
 from torch import nn
 
 from hybrids import Player, Terms, experiment
+from hybrids.data.streaming import WorkerDied
 from hybrids.experiment import Stage, load_recipe
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -251,3 +252,30 @@ def test_overwrite_replaces_a_run(tmp_path, few_digits):
     experiment.main(recipe.Settings, recipe.build, [*argv, "--steps", "2", "--overwrite"])
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
     assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [ValueError("image 3 is cut off"), WorkerDied("a data worker was killed")])
+def test_fault_14_data_that_fails_in_mid_run_ends_in_one_message(error, refused, tmp_path):
+    """Steps after the first: exit code 2, what failed, and the checkpoint before it stays."""
+
+    def build(settings, data):
+        layer = nn.Linear(64, 1)
+        layer.sample = lambda n, generator=None: torch.zeros(n, 1, 8, 8)
+
+        class Failing:
+            """Batches that end in an error."""
+
+            def __iter__(self):
+                yield from [torch.zeros(4, 1, 8, 8)] * 3
+                raise error
+
+            def state_dict(self):
+                return {}
+
+        player = Player(lambda x: Terms(a=layer(x.flatten(1))[:, 0].square()), [layer], optimizer=SGD, name="one")
+        return [Stage("one", layer, [player], batches=Failing())]
+
+    out = tmp_path / "run"
+    argv = ["--steps", 9, "--checkpoint-every", 2, "--resolution", 8, "--out", out]
+    assert refused(build, *argv) == [f"refused: stopped: {error}"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]

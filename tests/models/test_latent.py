@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from small import TINY
 from torch import nn
 
 import hybrids
@@ -17,10 +18,10 @@ from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
-from components.discriminators import PatchDiscriminator
+from components.discriminators import MLPDiscriminator, PatchDiscriminator
 from components.distributions import Delta, Normal
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.heads import NormalHead
+from components.heads import DeltaHead, NormalHead
 from components.losses import hinge
 from components.perceptual import Perceptual
 from components.samplers import ddim
@@ -527,3 +528,29 @@ def test_what_the_recipe_refuses(argv, said, tmp_path, capsys, monkeypatch):
         experiment.main(recipe.Settings, recipe.build, [*base, *words, "--out", str(tmp_path / "run")])
     told = capsys.readouterr().err
     assert caught.value.code == 2 and said in told and "Traceback" not in told
+
+
+def test_a_resume_that_moves_the_ends_of_stages_is_refused(tmp_path, capsys, few_digits):
+    """Step 5 is of the second stage of 4 + 4, and of the first of 8: taken for that, the second would start anew."""
+    recipe = load_recipe("latent_diffusion")
+
+    def run(*argv):
+        common = ["--device", "cpu", "--batch-size", "8", "--log-every", "1", *TINY["latent_diffusion"]]
+        experiment.main(recipe.Settings, recipe.build, [*common, "--out", str(tmp_path / "run"), *argv])
+
+    run("--steps", "4", "--checkpoint-every", "2")
+    before = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    for steps in ("3", "8"):
+        source = str(tmp_path / "run/checkpoints/step-6")
+        with pytest.raises(SystemExit, match="2"):
+            run("--steps", steps, "--resume", source, "--out", str(tmp_path / "other"))
+        assert "stages ended at [4, 8]" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == before
+
+
+def test_a_second_stage_of_other_latents_is_refused_even_if_its_loss_asks_nothing():
+    """A GAN's loss reads only how many x there are."""
+    first = Autoencoder(MLPEncoder(6, 2, 8, 1), MLPDecoder(2, 6, NormalHead(0.5), 8, 1))
+    gan = GAN(MLPDecoder(3, 7, DeltaHead(bounded=False), 8, 1), Critic(MLPDiscriminator(7, 8, 1)), 3)
+    with pytest.raises(ValueError, match=r"Autoencoder makes latents \(2,\), which GAN .*\(7,\)"):
+        LatentModel(first, gan)
