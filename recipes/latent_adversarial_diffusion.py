@@ -41,13 +41,13 @@ class Settings(experiment.Settings):
     sigma: float = setting(0.14, "σ of p(x|z) = N(x̂, σ²) of images; points learn theirs.", above=0)
     timesteps: int = setting(4, "T, the steps from noise to a latent: 1, 2, 4 or 8.", at_least=1)
     noise: int = setting(64, "Dimensions of the generator's own z.", at_least=1)
-    loss: Literal["non_saturating", "relativistic"] = setting("non_saturating", "The pair of losses.")
-    r1: float = setting(0.2, "γ of R1, on the critic's less noisy latent; falls to 0 by a cosine.", at_least=0)
-    r2: float = setting(0.0, "γ of R2, the same on fakes, for relativistic.", at_least=0)
+    loss: Literal["non_saturating", "relativistic"] = setting("relativistic", "The pair of losses.")
+    r1: float = setting(0.5, "γ of R1, on the critic's less noisy latent; falls to 0 by a cosine.", at_least=0)
+    r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
     conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate of the VAE, after a warm-up, then decayed by a cosine.", above=0)
-    game_lr: float = setting(5e-4, "Learning rate of generator and critic, decayed to a hundredth.", above=0)
+    game_lr: float = setting(4e-4, "Learning rate of generator and critic, decayed to a hundredth.", above=0)
 
 
 def autoencoder(s: Settings, data: Data) -> Autoencoder:
