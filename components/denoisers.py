@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
         sigma_data: σ_d of edm.
     self_condition is the backbone's: whether it also takes an earlier `estimate` of x (Chen 2022, 2208.04202, section
     3.2); training and samplers then pass it on, by `recalled`.
-    Raises ValueError for an unknown prediction or variance, for a backbone of another prediction or schedule, and for
+    Raises ValueError for an unknown prediction or variance, for a backbone that answers with another one, and for
     epsilon or edm with a schedule that ends in pure noise, where they say nothing of x (Lin 2023, 2305.08891).
     """
 
@@ -148,12 +148,9 @@ class Denoiser(nn.Module):
                 f"prediction {prediction!r} does not go with {type(schedule).__name__} ending at α = 0: "
                 "x̂ = (x_t - σ ε̂)/α is undefined there; use v_prediction or sample, or a finite log_snr_min"
             )
-        own = getattr(backbone, "prediction", prediction), getattr(backbone, "schedule", schedule)
-        if own[0] != prediction or own[1] is not schedule:
-            raise ValueError(
-                f"{type(backbone).__name__} answers with prediction {own[0]!r} on its own schedule; got prediction "
-                f"{prediction!r}{'' if own[1] is schedule else ' and another schedule'}"
-            )
+        if getattr(backbone, "prediction", prediction) != prediction:
+            name = type(backbone).__name__
+            raise ValueError(f"{name} answers with prediction {backbone.prediction!r}; got prediction {prediction!r}")
         self.backbone, self.schedule = backbone, schedule
         self.prediction: Prediction = prediction
         self.variance: Variance = variance
