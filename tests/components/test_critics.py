@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from components.critics import FeatureDiscriminator, MultiScaleDiscriminator
+from components.critics import FeatureDiscriminator, MultiScaleDiscriminator, NoiseOfPair
 from components.discriminators import MinibatchStd, ResidualDiscriminator
 from components.losses import hinge, non_saturating, relativistic, squared_gradient
+from components.schedules import CosineSchedule, FlowSchedule, VariancePreservingSchedule
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +222,56 @@ def test_refusals():
         MinibatchStd(0)
     with pytest.raises(ValueError, match=r"x must be \(B, C, ...\) with B >= 1; got shape \(3,\)"):
         MinibatchStd()(torch.zeros(3))
+
+
+class OfPairs(nn.Module):
+    """Records what it was shown."""
+
+    def forward(self, x, given, **optional):
+        self.given, self.optional = given, optional
+        return (x * given).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("schedule", [VariancePreservingSchedule(), CosineSchedule(), FlowSchedule()])
+def test_the_noise_of_a_real_pair_is_the_noise_that_made_it_whatever_x_is(schedule):
+    x, epsilon = 3 + 5 * torch.rand(3, 7, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    s, t = torch.tensor([0.0, 0.25, 0.5]), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    x_s = schedule.marginal(x, s.double()).rsample()
+    transition = schedule.transition(x_s, s.double(), t)
+    network = OfPairs()
+    logits = NoiseOfPair(network, schedule, 4)(x_s, t=t, given=transition.mean + transition.std * epsilon)
+    torch.testing.assert_close(network.given, epsilon, rtol=0, atol=1e-10)
+    assert network.optional.keys() == {"t"}
+    torch.testing.assert_close(logits, (x_s * epsilon).sum(1), rtol=0, atol=1e-9)
+
+
+def test_with_one_step_there_is_no_time_and_the_noise_is_that_of_t_1():
+    schedule, network = VariancePreservingSchedule(), OfPairs()
+    x, x_1 = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(1.0)
+    NoiseOfPair(network, schedule, 1)(x, given=x_1)
+    torch.testing.assert_close(network.given, (x_1 - alpha * x) / sigma, rtol=0, atol=1e-10)
+    assert network.optional == {}
+
+
+def test_the_noise_of_a_pair_shows_which_generators_answer_with_the_mean():
+    """x = ±1 with x̂ = E[x|x_t] = tanh(α x_t/σ²): the last step's ε is independent of x, but not of x̂."""
+    schedule, n = VariancePreservingSchedule(), 100_000
+    x, t = torch.randint(2, (n, 1)).double() * 2 - 1, torch.tensor(0.5, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    x_t = alpha * x + sigma * torch.randn_like(x)
+    mean = torch.tanh(alpha * x_t / sigma.square())
+    pair = NoiseOfPair(OfPairs(), schedule, 2)
+    real, fake = ((pair.noise(x_s, x_t, t) * x_s).mean().abs().item() for x_s in (x, mean))
+    error = 4 / math.sqrt(n)
+    assert real < error < fake / 10
+
+
+def test_noise_of_pair_refuses_what_it_needs_and_lacks():
+    schedule = VariancePreservingSchedule()
+    with pytest.raises(ValueError, match="timesteps must be at least 1; got 0"):
+        NoiseOfPair(OfPairs(), schedule, 0)
+    with pytest.raises(ValueError, match="given must be x_t"):
+        NoiseOfPair(OfPairs(), schedule, 1)(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="t must be given where timesteps = 4 > 1"):
+        NoiseOfPair(OfPairs(), schedule, 4)(torch.zeros(2, 3), given=torch.zeros(2, 3))
