@@ -10,6 +10,7 @@ from components.precision import wide, widest
 
 from ..critic import Critic
 from ..terms import Terms
+from .scoring import implicit
 
 __all__ = ["AdversarialDiffusion"]
 
@@ -129,6 +130,10 @@ class AdversarialDiffusion(nn.Module):
         with torch.no_grad():
             fake = self._fake(x_t, s, t, cond)
         return self.critic.tell(x_s, fake, step=step, **self._given(x_t, t, cond))
+
+    def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Raises TypeError: there is none."""
+        raise implicit(self)
 
     @torch.no_grad()
     def sample(self, n: int, cond: Any = None, generator: torch.Generator | None = None) -> Tensor:

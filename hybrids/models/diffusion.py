@@ -1,6 +1,6 @@
 """Diffusion, in discrete or continuous time: DDPM and variational diffusion are settings of it."""
 
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,15 @@ from components.denoisers import Denoiser, Estimate
 from components.distributions import Normal, kl, per_example, randn_like
 from components.last import DenoisedLast, GaussianLast, GridLast
 from components.precision import wide
-from components.samplers import ancestral, time_grid
+from components.probability_flow import ProbabilityFlow
+from components.samplers import Spacing, Thresholded, ancestral, time_grid
 from components.schedules import over
 from components.timesteps import TimeSampler, UniformTimes, low_discrepancy
 from components.weightings import WeightFunction
 
 from ..terms import Terms
 from .rates import StandardNormal
+from .scoring import flow_log_prob, path_log_weight, tabulated_times
 
 __all__ = ["Diffusion", "Sampler"]
 
@@ -153,9 +155,7 @@ class Diffusion(nn.Module):
             self.times.learn(drawn, error)
         return Terms({name: share.to(error) * error})
 
-    def _weighted(
-        self, weighting: WeightFunction, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor
-    ) -> Tensor:
+    def _weighted(self, weighting: WeightFunction, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """w ‖ε - ε̂‖² (B,), by way of whichever of ε and x the network answers with more digits."""
         # At an end, where λ is infinite, w SNR has a limit that ∞ × 0 would miss.
         log_snr = self.denoiser.schedule.log_snr(t).clamp(-80, 80)
@@ -164,27 +164,80 @@ class Diffusion(nn.Module):
             return weight.to(x) * per_example((epsilon - estimate.epsilon).square())
         return (weight * log_snr.exp()).to(x) * per_example((x - estimate.mean).square())
 
-    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The bound with one random level: terms prior = L_T, diffusion, reconstruction = L_0. (B,) nats."""
-        u = self._uniform(x)
-        if self.timesteps is None:
-            diffusion = self._rate_of_change(x, u, cond)
+    def nll(self, x: Tensor, cond: Tensor | None = None, times: TimeSampler | None = None) -> Terms:
+        """The bound with one random level: terms prior = L_T, diffusion, reconstruction = L_0. (B,) nats.
+
+        times: which level, such as `proposal`; uniform by default. Its weights must be those of uniform t.
+        """
+        if times is None:
+            diffusion = self.at(x, self._uniform(x), cond)
         else:
-            skipped, many = int(self.starts_clean), self.timesteps - int(self.starts_clean)
-            i = (u * many).floor() + 1 + skipped
-            diffusion = many * self.level(x, (i - 1) / self.timesteps, i / self.timesteps, cond) if many else 0.0 * u
-        return self._ends(x, cond) + Terms(diffusion=diffusion)
+            u, share = times(len(x), self.denoiser.schedule, x.device, across_ranks=self.training)
+            diffusion = self.at(x, u, cond)
+            diffusion = share.to(diffusion) * diffusion
+        return self.ends(x, cond) + Terms(diffusion=diffusion)
+
+    def at(self, x: Tensor, u: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The diffusion term of `nll` at given u (B,) in [0, 1): t = u, or the level that u falls into. (B,) nats."""
+        if self.timesteps is None:
+            return self._rate_of_change(x, u, cond)
+        skipped, many = int(self.starts_clean), self.timesteps - int(self.starts_clean)
+        i = (u * many).floor() + 1 + skipped
+        return many * self.level(x, (i - 1) / self.timesteps, i / self.timesteps, cond) if many else 0.0 * u
+
+    def proposal(self, x: Tensor, cond: Tensor | None = None, bins: int = 100) -> TimeSampler:
+        """Times for `nll` that lower its variance, measured on x (N, *shape): see `tabulated_times`."""
+        return tabulated_times(self, x, cond, bins)
 
     @torch.no_grad()
     def bound(self, x: Tensor, cond: Tensor | None = None, levels: int = 128) -> Terms:
         """The bound with every level summed, terms as `nll`; continuous time: `levels` strata, one t drawn in each."""
+        diffusion = self.rates(x, cond, levels).sum(0)
+        return self.ends(x, cond) + Terms(diffusion=diffusion)
+
+    @torch.no_grad()
+    def rates(self, x: Tensor, cond: Tensor | None = None, levels: int = 128) -> Tensor:
+        """L_{t-1} of each level of `chain`, from the cleanest; in continuous time of each stratum: (levels, B) nats."""
         if self.timesteps is None:
             strata = (torch.rand(len(x), dtype=torch.float64, device=x.device).add(i) / levels for i in range(levels))
             parts = [self._rate_of_change(x, t, cond) / levels for t in strata]
         else:
             parts = [self.level(x, s, t, cond) for s, t in self.chain]
-        diffusion = torch.stack(parts).sum(0) if parts else x.new_zeros(len(x))
-        return self._ends(x, cond) + Terms(diffusion=diffusion)
+        return torch.stack(parts) if parts else x.new_zeros(0, len(x))
+
+    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """log p(x, x_t …) - log q(x_t …|x) of one draw of all levels: (B,) nats.
+
+        Its mean is minus the bound, the mean of its exp is p(x). Raises ValueError in continuous time.
+        """
+        return path_log_weight(self, x, cond)
+
+    def flow(self, first: float | None = None, **settings: Any) -> ProbabilityFlow:
+        """The probability flow of the denoiser; settings are those of `ProbabilityFlow`.
+
+        first: by default the chain's first level, below which nothing was trained; in continuous time t = 0, or 1e-5
+        where the schedule is noiseless there.
+        """
+        if first is None:
+            first = 1e-5 if self.starts_clean and self.timesteps is None else self.first
+        return ProbabilityFlow(self.denoiser, first, **settings)
+
+    def log_prob(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        flow: ProbabilityFlow | None = None,
+        dequantization: Literal["uniform", "encoder"] = "uniform",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """log p(x) (B,) nats by the probability flow, exact for a density. Song 2020, 2011.13456, section 4.3.
+
+        Of grey levels it is a bound from below on log P(x), in expectation over noise: uniform takes the flow's density
+        over x's bin for P (Theis 2015, 1511.01844); encoder takes the diffusion's own q(x_first|x) and last decoder,
+        E_q[log p(x_first) + log p(x|x_first) - log q(x_first|x)], which costs less where the model knows the levels.
+        Arguments: flow, `self.flow()` by default. Raises ValueError for x off the grid of its levels.
+        """
+        return flow_log_prob(self, x, cond, self.flow() if flow is None else flow, dequantization, generator)
 
     def level(self, x: Tensor, s: Tensor | float, t: Tensor | float, cond: Tensor | None = None) -> Tensor:
         """KL(q(x_s|x_t, x) ‖ p(x_s|x_t)) at one draw of x_t: (B,) nats.
@@ -215,7 +268,7 @@ class Diffusion(nn.Module):
             heard.append(rate.detach())
         return rate
 
-    def _ends(self, x: Tensor, cond: Tensor | None) -> Terms:
+    def ends(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """L_T and L_0."""
         x = wide(x)
         schedule = self.denoiser.schedule
@@ -255,14 +308,28 @@ class Diffusion(nn.Module):
         sampler: Sampler | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        spacing: Spacing = "trailing",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        thresholding: float | None = None,
     ) -> Tensor:
         """(n, *shape): noise taken down to the first level by the sampler, then the mean of the last decoder.
 
         A schedule that starts clean is taken down to t = 0, where the last step is that mean. guidance_scale as in
-        diffusers: 1 is none; see `components.conditions.Guided`.
+        diffusers: 1 is none; see `components.conditions.Guided`, for its interval and rescale too. spacing, of the
+        grid of times; thresholding, the quantile of `components.samplers.Thresholded`, by default none.
         """
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        denoiser = self.denoiser if scale == 1 or cond is None else Guided(self.denoiser, scale)
-        x = denoiser.schedule.terminal_std * self.noise.sample(n, generator=generator)
-        x = (sampler or self.sampler)(denoiser, x, time_grid(steps or self.sample_steps), cond, generator)
+        denoiser = self.denoiser
+        if scale != 1 and cond is not None:
+            denoiser = Guided(denoiser, scale, guidance_interval, guidance_rescale)
+        if thresholding is not None:
+            denoiser = Thresholded(denoiser, thresholding)
+        schedule = denoiser.schedule
+        steps = self.sample_steps if steps is None else steps
+        times = time_grid(steps, spacing=spacing, schedule=schedule, timesteps=self.timesteps or 1000)
+        x = schedule.terminal_std * self.noise.sample(n, generator=generator)
+        if schedule.exploding and times[0] < 1:
+            x = x * float(schedule.alpha_sigma(times[0])[1]) / schedule.terminal_std
+        x = (sampler or self.sampler)(denoiser, x, times, cond, generator)
         return x if self.starts_clean else self.last(x, cond).mean  # type: ignore[misc]

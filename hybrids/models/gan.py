@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..critic import Critic
 from ..terms import Terms
 from .rates import StandardNormal
+from .scoring import implicit
 
 __all__ = ["GAN"]
 
@@ -36,6 +37,10 @@ class GAN(nn.Module):
         with torch.no_grad():
             fake = self.draw(len(x), cond)
         return self.critic.tell(x, fake, step=step, **_given(cond))
+
+    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Raises TypeError: there is none."""
+        raise implicit(self)
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from components.denoisers import Denoiser
 from components.distributions import Delta, Distribution, Normal, kl
-from components.precision import full_precision, wide
+from components.precision import full_precision, wide, widest
 from components.ranks import mean_over_ranks
 from components.schedules import Schedule
 
 from ..terms import Terms
 from .diffusion import Diffusion
 from .rates import StandardNormal
+from .scoring import log_ratio
 
 __all__ = ["DiffusionLadder", "HierarchicalVAE", "Level"]
 
@@ -126,6 +127,22 @@ class HierarchicalVAE(nn.Module):
     def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """The same as `nll`, which sums every level."""
         return self.nll(x, cond)
+
+    @torch.no_grad()
+    @full_precision()
+    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """log p(x, z_1 … z_L) - log q(z_1 … z_L|x) of one draw down the ladder: (B,) nats, float64.
+
+        Its mean is the ELBO, the mean of its exp is p(x). Burda 2015, 1509.00519, eq. 8.
+        """
+        seen = x if self.encoder is None else self.encoder(x, cond)
+        above, total = None, widest(x.new_zeros(len(x)))
+        for level in self.ladder:
+            q, p = level.posterior(above, seen, cond), level.prior(above, cond)
+            z = q.rsample()
+            total = total + log_ratio(p, q, z)
+            above = _below(level, above, z, cond)
+        return total + widest(self.last(above, cond).log_prob(x))
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

@@ -56,6 +56,14 @@ class StandardNormal(nn.Module):
         """The same as `nll`."""
         return self.nll(x, cond)
 
+    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """log N(x; 0, I): (B,) nats, exact."""
+        return self.distribution.log_prob(x)
+
+    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The same as `log_weight`."""
+        return self.distribution.log_prob(x)
+
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(n, *shape)."""
         return torch.randn(n, *self.shape, generator=generator, device=self.place.device, dtype=self.place.dtype)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from components.distributions import Distribution, Implicit
+from components.precision import widest
 
 from ..terms import Terms
 from .rates import StandardNormal, rate
+from .scoring import weight_of_prior
 
 __all__ = ["VAE"]
 
@@ -70,6 +72,16 @@ class VAE(nn.Module):
         if isinstance(self.prior, StandardNormal):
             return terms + rate(q, z, self.prior)
         return terms + self.prior.bound(z).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))
+
+    @torch.no_grad()
+    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) of one z ~ q: (B,) nats, float64.
+
+        Its mean is the ELBO, the mean of its exp is p(x). Burda 2015, 1509.00519, eq. 8. Raises ValueError for a prior
+        without a `log_weight` of its own.
+        """
+        q, z, p = self(x, cond)
+        return widest(p.log_prob(x)) + weight_of_prior(self.prior, z) - widest(q.log_prob(z))
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

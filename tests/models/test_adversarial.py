@@ -1,6 +1,5 @@
 import math
 
-import numpy
 import pytest
 import torch
 from torch import nn
@@ -11,18 +10,16 @@ import hybrids.models.diffusion
 from components.backbones import MLP, UNet
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator, ResidualDiscriminator
-from components.distributions import Delta, per_example
 from components.encoders import MLPEncoder
-from components.losses import hinge, minimax, non_saturating, relativistic
+from components.losses import hinge, non_saturating, relativistic
 from components.schedules import (
     BetaSchedule,
-    FlowSchedule,
     LogSNRLinearSchedule,
     VariancePreservingSchedule,
     over,
 )
 from components.stochastic import Stochastic
-from hybrids import GAN, VAE, AdversarialDiffusion, Critic, Diffusion, Terms
+from hybrids import VAE, AdversarialDiffusion, Critic
 from hybrids.models import Model
 
 F64 = torch.float64
@@ -91,183 +88,6 @@ def model(pair=non_saturating, steps=4, schedule=None, latent=Z, dtype=None, **s
 def at(model, s, t):
     """Let a model train at the given times only."""
     model._times = lambda x: (torch.full((len(x),), s, dtype=F64), torch.full((len(x),), t, dtype=F64))
-
-
-# Row 35: both limits
-
-
-class Joined(nn.Module):
-    """Of an event (x, y), a generator that returns its noise beside x, or a discriminator that gets x and y apart."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, both, cond=None):
-        if isinstance(self.network, Generator):
-            noise, z = both.split([D, Z], dim=1)
-            return Delta(torch.cat([self.network(noise, 1.0, z=z), noise], 1))
-        return self.network(*both.split([D, D], dim=1))
-
-
-@PAIRS
-def test_row_35_one_step_is_a_gan_on_x_and_pure_noise(pair, noises):
-    """Both losses, and the gradients of both networks, are those of a GAN whose data are (x, noise): 1e-6."""
-    one = model(pair, steps=1, schedule=FlowSchedule(), dtype=F64)
-    gan = GAN(Joined(one.denoiser.backbone), Critic(Joined(one.critic.discriminator), pair), D + Z)
-    x, noise, z = torch.randn(6, D, dtype=F64), torch.randn(6, D, dtype=F64), torch.randn(6, Z, dtype=F64)
-    one._latent = lambda x_t, generator=None: {"z": z}
-    gan.prior.sample = lambda n, generator=None: torch.cat([noise, z], 1)
-    parameters = [*one.denoiser.parameters(), *one.critic.parameters()]
-    for mine, other in ((one.loss, gan.loss), (one.judge, gan.judge)):
-        noises(torch.randn(6, D), noise, torch.randn(6, D))  # the first and the last have a standard deviation of 0
-        found, expected = mine(x).total, other(torch.cat([x, noise], 1)).total
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-        gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, expected)]
-        assert any(g is not None and g.abs().max() > 1e-3 for g in gradients[0])
-        for a, b in zip(*gradients):
-            assert (a is None) == (b is None)
-            if a is not None:
-                torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-
-
-class SquaredError(Critic):
-    """‖x_s - x'_s‖² in the place of a discriminator's opinion."""
-
-    def fool(self, fake, real=None, **given):
-        return Terms(squares=per_example((fake - real).square()))
-
-
-def test_row_35_many_steps_without_z_and_critic_are_a_ddpm(noises, monkeypatch):
-    """With the noise of the real x_s, ‖x_s - x'_s‖² is the x_0 objective at the same x_t, times the posterior's factor
-    on x squared; that factor is 1 at the first of the thousand levels. So are the gradients: 1e-6."""
-    steps, n = 1000, 64
-    denoiser = Denoiser(Generator(None, dtype=F64), BetaSchedule("linear", steps), "sample")
-    few = AdversarialDiffusion(denoiser, SquaredError(Discriminator(dtype=F64)), D, steps, latent=None)
-    ddpm = Diffusion(denoiser, D, timesteps=steps)
-    schedule, x, first, second = denoiser.schedule, *torch.randn(3, n, D, dtype=F64)
-    i = torch.randint(steps, (n,), dtype=F64)
-    i[:8] = 0
-    s, t = i / steps, (i + 1) / steps
-    x_s = schedule.marginal(x, s).mean + over(schedule.alpha_sigma(s)[1], x) * first
-    ratio, variance = schedule.step(s, t)
-    x_t = over(ratio, x) * x_s + over(variance.sqrt(), x) * second
-    on_x_t, on_x, std = schedule.posterior_coefficients(s, t)
-    posterior = (x_s - over(on_x_t, x) * x_t - over(on_x, x) * x) / over(std.clamp(min=1e-12), x)
-    alpha, sigma = schedule.alpha_sigma(t)
-    epsilon = (x_t - over(alpha, x) * x) / over(sigma, x)
-    few._times = lambda x: (s, t)
-    for module in (components.timesteps, hybrids.models.diffusion):
-        monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (i + 0.5) / steps)
-    noises(first, second, posterior)
-    found = few.loss(x).per_example
-    noises(epsilon)
-    expected = on_x.square() * ddpm.loss(x).per_example
-    assert torch.equal(on_x[:8], torch.ones(8, dtype=F64)) and on_x[8:].max() < 0.7
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
-    for chosen in (slice(0, 8), slice(8, n)):
-        gradients = [torch.autograd.grad(each[chosen].sum(), list(denoiser.parameters()), retain_graph=True)
-                     for each in (found, expected)]  # fmt: skip
-        for a, b in zip(*gradients):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
-
-
-# Row 36: the value of the game
-
-
-MEANS, SHARES, WIDTH = torch.tensor([-1.0, 1.0], dtype=F64), torch.tensor([0.3, 0.7], dtype=F64), 0.2
-
-
-class Analytic:
-    """A mixture of two Gaussians on the line, diffused, and a generator that answers E[x|x_t]."""
-
-    def __init__(self, s, t):
-        self.schedule = VariancePreservingSchedule()
-        self.s, self.t = s, t
-
-    def log_q(self, x, t):
-        """log q(x_t), x of any shape."""
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        std = (alpha.square() * WIDTH**2 + sigma.square()).sqrt()
-        return torch.logsumexp(SHARES.log() + normal(x[..., None], alpha * MEANS, std), -1)
-
-    def mean(self, x_t, t):
-        """E[x|x_t]."""
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        variance = alpha.square() * WIDTH**2 + sigma.square()
-        share = (SHARES.log() + normal(x_t[..., None], alpha * MEANS, variance.sqrt())).softmax(-1)
-        return (share * (MEANS + alpha * WIDTH**2 / variance * (x_t[..., None] - alpha * MEANS))).sum(-1)
-
-    def log_ratio(self, x_s, x_t):
-        """log q(x_s|x_t)/p(x_s|x_t), and both logarithms."""
-        ratio, variance = self.schedule.step(self.s, self.t)
-        true = self.log_q(x_s, self.s) + normal(x_t, ratio * x_s, variance.sqrt()) - self.log_q(x_t, self.t)
-        on_x_t, on_x, std = self.schedule.posterior_coefficients(self.s, self.t)
-        model = normal(x_s, on_x_t * x_t + on_x * self.mean(x_t, self.t), std)
-        return true - model, true, model
-
-
-def normal(x, mean, std):
-    return -0.5 * ((x - mean) / std).square() - torch.log(std) - 0.5 * math.log(2 * math.pi)
-
-
-class MeanGenerator(nn.Module):
-    def __init__(self, analytic):
-        super().__init__()
-        self.analytic = analytic
-
-    def forward(self, x_t, t, cond=None):
-        return self.analytic.mean(x_t, torch.as_tensor(self.analytic.t, dtype=F64))
-
-
-class Optimal(nn.Module):
-    """scale × log q/p + shift: the optimal logit for 1 and 0."""
-
-    def __init__(self, analytic, scale=1.0, shift=0.0):
-        super().__init__()
-        self.analytic, self.scale, self.shift = analytic, scale, shift
-
-    def forward(self, x, t, given):
-        return self.scale * self.analytic.log_ratio(x[:, 0], given[:, 0])[0] + self.shift
-
-
-def hermite(n):
-    """Nodes and shares of N(0, 1)."""
-    nodes, shares = (torch.tensor(values) for values in numpy.polynomial.hermite_e.hermegauss(n))
-    return nodes, shares / shares.sum()
-
-
-def value(analytic, discriminator, noises):
-    """E log sigmoid D(x_s, x_t) + E log(1 - sigmoid D(x'_s, x_t)) of the model's own judge, by Gauss-Hermite."""
-    game = AdversarialDiffusion(
-        Denoiser(MeanGenerator(analytic), analytic.schedule, "sample"), Critic(discriminator, minimax), 1, 4, None
-    )
-    at(game, analytic.s, analytic.t)
-    (a, a_share), (b, b_share) = hermite(8), hermite(16)
-    grid = [each.flatten()[:, None] for each in torch.meshgrid(torch.arange(2).to(a), a, b, b, b, indexing="ij")]
-    shares = torch.stack(torch.meshgrid(SHARES, a_share, b_share, b_share, b_share, indexing="ij")).prod(0).flatten()
-    noises(*grid[2:])
-    adversarial = game.judge(MEANS[grid[0].long()] + WIDTH * grid[1])["adversarial"][1]
-    return -(shares * adversarial).sum().item()
-
-
-@pytest.mark.parametrize("s, t", [(0.25, 0.5), (0.25, 1.0), (0.15, 0.5)])
-def test_row_36_at_the_optimal_discriminator_the_value_is_the_divergence(s, t, noises):
-    """2 E JSD(q(x_s|x_t), p(x_s|x_t)) - log 4, the expectation over q(x_t), by quadrature on a grid: 1e-5."""
-    analytic = Analytic(s, t)
-    x_t, x_s = torch.linspace(-5, 5, 401, dtype=F64)[:, None], torch.linspace(-6, 6, 1601, dtype=F64)
-    _, true, fake = analytic.log_ratio(x_s, x_t)
-    middle = torch.logaddexp(true, fake) - math.log(2)
-    jsd = 0.5 * (true.exp() * (true - middle) + fake.exp() * (fake - middle))
-    inner = torch.trapezoid(jsd, x_s, dim=1)
-    mass = analytic.log_q(x_t[:, 0], t).exp()
-    divergence = torch.trapezoid(mass * inner, x_t[:, 0]).item()
-    expected = 2 * divergence - math.log(4)
-    assert 0.01 < divergence < math.log(2)  # there is something to tell apart
-    found = value(analytic, Optimal(analytic), noises)
-    assert found == pytest.approx(expected, abs=1e-5)
-    for worse in (Optimal(analytic, scale=0.7), Optimal(analytic, shift=0.3)):
-        assert value(analytic, worse, noises) < found - 1e-3
 
 
 # Data of ±1

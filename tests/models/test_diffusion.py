@@ -9,16 +9,15 @@ import components.distributions.continuous
 import components.timesteps
 import hybrids.models.diffusion
 from components.denoisers import Denoiser
-from components.distributions import Categorical, DiscretizedNormal, Normal, grid, kl, per_example
+from components.distributions import Categorical, DiscretizedNormal, Normal, grid, per_example
 from components.last import DenoisedLast, GaussianLast, GridLast
 from components.samplers import ancestral, ddim, time_grid
-from components.schedules import BetaSchedule, CosineSchedule, LearnedSchedule, LogSNRLinearSchedule, over
+from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 from hybrids.models import Diffusion, Model
 
 F64 = torch.float64
 PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 S = 0.5  # of the data N(0, S²), where nothing else is said
-ENTROPY = 0.5 * math.log(2 * math.pi * math.e * S**2)
 
 
 @pytest.fixture(autouse=True)
@@ -89,110 +88,6 @@ def gauss_legendre(n):
     return u + 0.5, share
 
 
-def integrated(model, fix, name=None, n=600):
-    """The exact mean of a continuous bound, or of one term of it, over x ~ N(0, S²), ε and t: by quadrature over t."""
-    u, share = gauss_legendre(n)
-    fix(EPSILON4.repeat(n, 1), u.repeat_interleave(4))
-    terms = model.nll(S * X4.repeat(n, 1))
-    each = terms.per_example if name is None else terms[name][1]
-    return (share * each.view(n, 4).mean(1)).sum()
-
-
-# Row 23: the bound on Gaussian data
-
-
-def excess(steps):
-    """Total - entropy with T steps, summed by hand: Σ ½ (SNR_s - SNR_t) mmse(SNR_t) + L_T + L_0 - H."""
-    snr = torch.exp(13.3 - 18.3 * torch.arange(steps + 1, dtype=F64) / steps)
-    levels = (0.5 * (snr[:-1] - snr[1:]) * S**2 / (1 + snr[1:] * S**2)).sum().item()
-    alpha, sigma = (torch.sigmoid(torch.tensor(sign * -5.0, dtype=F64)).item() for sign in (1, -1))
-    prior = 0.5 * (alpha * S**2 + sigma - 1 - math.log(sigma))
-    return levels + prior + 0.5 * math.log(2 * math.pi * math.e) - 13.3 / 2 - ENTROPY
-
-
-@pytest.mark.parametrize("steps, expected", [(10, 9.77156), (100, 0.529685), (1000, 0.050232), (10_000, 0.0050056)])
-@PREDICTIONS
-def test_row_23_the_discrete_bound_falls_to_the_entropy(fix, prediction, steps, expected):
-    found = every_level(exact(prediction=prediction, timesteps=steps), fix, steps).item() - ENTROPY
-    assert found == pytest.approx(excess(steps), rel=1e-6)
-    assert found == pytest.approx(expected, rel=2e-5)
-
-
-def test_row_23_what_is_left_times_t_tends_to_a_constant(fix):
-    """The gap to continuous time: ¼Δ (∫ SNR mmse dλ + its value at t = 1 - that at t = 0) = 49.93/T, Δ = 18.3/T."""
-    left = [
-        steps * (every_level(exact(timesteps=steps), fix, steps).item() - 0.725801) for steps in (100, 1000, 10_000)
-    ]
-    snr = torch.exp(torch.tensor([13.3, -5.0], dtype=F64))
-    start, end = (snr * S**2 / (1 + snr * S**2)).tolist()
-    limit = 18.3 / 4 * (2 * 5.956015 + end - start)
-    assert left[0] > left[1] > left[2] and left[2] == pytest.approx(limit, rel=1e-3)
-    assert left[1] == pytest.approx(50.1, abs=0.2)  # theory.md's round figure
-
-
-def test_row_23_continuous_time_reaches_it(fix):
-    model = exact()
-    assert integrated(model, fix, "diffusion").item() == pytest.approx(5.956015, rel=1e-6)
-    assert integrated(model, fix).item() == pytest.approx(0.725801, abs=1e-6)
-    assert ENTROPY == pytest.approx(0.725791, abs=1e-6)
-    reconstruction = 0.5 * math.log(2 * math.pi * math.e) - 13.3 / 2
-    assert integrated(model, fix, "reconstruction").item() == pytest.approx(reconstruction, rel=1e-9)
-
-
-def test_row_23_by_monte_carlo_without_touching_anything():
-    """x, ε and t really drawn: 4 standard errors, of which one is .004 nats."""
-    model = exact(shape=4)
-    x = S * torch.randn(20_000, 4, dtype=F64)
-    each = model.nll(x).per_example / 4
-    # low-discrepancy times are not independent, which makes the true error smaller than this one
-    assert (each.mean() - 0.725801).abs() < 4 * each.std() / math.sqrt(len(x))
-
-
-# Row 24
-
-
-def steep():
-    schedule = LearnedSchedule()
-    nn.init.normal_(schedule.log_weight, mean=-1)
-    nn.init.normal_(schedule.log_steepness, mean=2, std=0.5)
-    return schedule
-
-
-@PREDICTIONS
-@pytest.mark.parametrize("make", [LogSNRLinearSchedule, lambda: CosineSchedule(13.3, -5.0), LearnedSchedule, steep])
-def test_row_24_the_continuous_bound_is_the_same_for_every_schedule_of_equal_ends(fix, make, prediction):
-    with torch.no_grad():
-        assert integrated(exact(make(), prediction), fix).item() == pytest.approx(0.725801, abs=1e-6)
-
-
-def test_row_24_by_monte_carlo():
-    x = S * torch.randn(20_000, 2, dtype=F64)
-    with torch.no_grad():
-        one, other = (exact(make(), shape=2).nll(x).per_example for make in (LogSNRLinearSchedule, steep))
-    assert (one.mean() - other.mean()).abs() < 4 * math.sqrt((one.var() + other.var()).item() / len(x))
-
-
-# Rows 25 and 27
-
-
-@PREDICTIONS
-@pytest.mark.parametrize("variance", ["small", "large"])
-def test_row_25_a_level_is_the_kl_of_two_posteriors(prediction, variance, fix):
-    model = wrong(prediction=prediction, variance=variance, timesteps=20)
-    x, epsilon = torch.randn(2, 6, 3, dtype=F64)
-    fix(epsilon)
-    schedule = model.denoiser.schedule
-    for s, t in model.chain:
-        alpha, sigma = schedule.alpha_sigma(t)
-        x_t = alpha * x + sigma * epsilon
-        brute = kl(schedule.posterior(x_t, x, s, t), model.denoiser.reverse(x_t, s, t))
-        torch.testing.assert_close(model.level(x, s, t), brute, rtol=1e-9, atol=1e-10)
-        if variance == "small":
-            weight = 0.5 * (schedule.log_snr(s).exp() - schedule.log_snr(t).exp())
-            error = (x - model.denoiser(x_t, t).mean).square().sum(1)
-            torch.testing.assert_close(model.level(x, s, t), weight * error, rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize("steps", [10_000, 1_000_000])
 def test_a_level_keeps_its_digits_in_float32_however_fine_the_chain(fix, steps):
     """½ (SNR_s/SNR_t - 1) ‖ε - ε̂‖²: in float32 the difference of the ratios errs by 1e-3 at a million steps."""
@@ -202,33 +97,6 @@ def test_a_level_keeps_its_digits_in_float32_however_fine_the_chain(fix, steps):
     s, t = 0.5, 0.5 + 1 / steps
     expected = model.level(x, s, t)
     torch.testing.assert_close(model.level(x.float(), s, t).double(), expected, rtol=1e-5, atol=0)
-
-
-@PREDICTIONS
-def test_row_27_the_simple_loss_is_the_bound_reweighted(fix, prediction):
-    """weight × VLB integrand = E‖target - output‖², the weight 2/-λ' times 1 (ε), 1/SNR (x) or 1 + 1/SNR (v)."""
-    model = wrong(prediction=prediction)
-    x, epsilon = torch.randn(2, 50, 3, dtype=F64)
-    u = torch.rand(50, dtype=F64)
-    fix(epsilon, u)
-    schedule = model.denoiser.schedule
-    snr = schedule.log_snr(u).exp()
-    weight = {"epsilon": torch.ones_like(snr), "sample": 1 / snr, "v_prediction": 1 + 1 / snr}[prediction]
-    integrand = model.nll(x)["diffusion"][1]
-    expected = 2 / -schedule.slope(u) * weight * integrand
-    torch.testing.assert_close(model.loss(x)["simple"][1], expected, rtol=1e-8, atol=1e-10)
-
-
-@PREDICTIONS
-def test_row_27_in_discrete_time(fix, prediction):
-    model = wrong(prediction=prediction, timesteps=20)
-    x, epsilon = torch.randn(2, 50, 3, dtype=F64)
-    fix(epsilon, torch.full((50,), 0.6, dtype=F64))  # t = 13/20
-    schedule = model.denoiser.schedule
-    snr, ratio = schedule.log_snr(0.65).exp(), torch.expm1(schedule.log_snr(0.6) - schedule.log_snr(0.65))
-    weight = {"epsilon": 1.0, "sample": 1 / snr, "v_prediction": 1 + 1 / snr}[prediction]
-    expected = weight * model.nll(x)["diffusion"][1] / (20 * 0.5 * ratio)
-    torch.testing.assert_close(model.loss(x)["simple"][1], expected, rtol=1e-8, atol=1e-10)
 
 
 # nll against bound
@@ -266,23 +134,6 @@ def test_nll_draws_each_level_of_a_chain_equally_often():
     model.nll(torch.randn(1000, 3))
     t, count = torch.cat(seen).unique(return_counts=True)
     assert t.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and count.tolist() == [200] * 5
-
-
-def test_row_26_the_bottom_up_chain_agrees_with_the_bound():
-    """log p(x_T) + Σ log p(x_s|x_t)/q(x_t|x_s) + log p(x|x_0)/q(x_0|x), sampled, is the sum of closed KLs: 4 s.e."""
-    model = wrong(LogSNRLinearSchedule(4.0, -3.0), timesteps=6, shape=2)
-    schedule, n = model.denoiser.schedule, 40_000
-    x = torch.tensor([[0.4, -0.7]], dtype=F64).expand(n, 2)
-    x_s = schedule.marginal(x, 0.0).rsample()
-    total = model.last(x_s).log_prob(x) - schedule.marginal(x, 0.0).log_prob(x_s)
-    for s, t in model.chain:
-        q = schedule.transition(x_s, s, t)
-        x_t = q.rsample()
-        total = total + model.denoiser.reverse(x_t, s, t).log_prob(x_s) - q.log_prob(x_t)
-        x_s = x_t
-    total = total + Normal(torch.zeros(1, 2, dtype=F64), 1.0).log_prob(x_s)
-    bound = model.bound(x).per_example
-    assert (total + bound).mean().abs() < 4 * math.sqrt((total.var() + bound.var()).item() / n)
 
 
 # A discrete grid and its Bayes denoiser

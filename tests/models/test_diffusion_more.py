@@ -4,9 +4,7 @@ Imitates test_diffusion.py: the mean of a quadratic loss is exact over four poin
 """
 
 import math
-from functools import cache
 
-import numpy
 import pytest
 import torch
 from torch import nn
@@ -17,7 +15,6 @@ import hybrids.models.diffusion
 from components import weightings
 from components.analytic import GaussianMean
 from components.denoisers import Denoiser
-from components.distributions import kl
 from components.samplers import ancestral, ddim, time_grid
 from components.schedules import (
     BetaSchedule,
@@ -36,7 +33,6 @@ from hybrids.models import Diffusion
 F64 = torch.float64
 EACH = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow", "edm"])
 S = 0.5
-ENTROPY = 0.5 * math.log(2 * math.pi * math.e * S**2)
 D = 0.7  # σ_d
 
 
@@ -104,70 +100,11 @@ X4 = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64)
 EPSILON4 = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64)
 
 
-@cache
-def gauss_legendre(n):
-    """Nodes in [0, 1] and their shares."""
-    u, share = (torch.tensor(values) / 2 for values in numpy.polynomial.legendre.leggauss(n))
-    return u + 0.5, share
-
-
-def integrated(model, fix, name, n=200):
-    """The exact mean of a term of a continuous bound, over x ~ N(0, S²), ε and t: by quadrature over t."""
-    u, share = gauss_legendre(n)
-    fix(EPSILON4.repeat(n, 1), u.repeat_interleave(4))
-    return (share * model.nll(S * X4.repeat(n, 1))[name][1].view(n, 4).mean(1)).sum()
-
-
-# Rows 23 and 24: the bound on Gaussian data
-
-
-@pytest.mark.parametrize("prediction", ["flow", "edm"])
-@pytest.mark.parametrize("steps, expected", [(10, 9.77156), (100, 0.529685), (1000, 0.050232)])
-def test_row_23_the_discrete_bound_falls_to_the_entropy(fix, prediction, steps, expected):
-    u = (torch.arange(steps, dtype=F64) + 0.5) / steps
-    fix(EPSILON4.repeat(steps, 1), u.repeat_interleave(4))
-    total = exact(prediction=prediction, timesteps=steps).nll(S * X4.repeat(steps, 1)).total.item()
-    assert total - ENTROPY == pytest.approx(expected, rel=2e-5)
-
-
-ENDS = {"sigma_min": math.exp(-13.3 / 2), "sigma_max": math.exp(2.5)}
-
-
-@EACH
-@pytest.mark.parametrize("make", [
-    LogSNRLinearSchedule, lambda: VarianceExplodingSchedule(**ENDS), lambda: EDMSchedule(**ENDS, rho=5.0),
-    lambda: ShiftedSchedule(CosineSchedule(13.3 + 2 * math.log(3), -5.0 + 2 * math.log(3)), 3.0), LearnedSchedule,
-], ids=["log-SNR linear", "exploding", "EDM", "cosine, shifted", "learned"])  # fmt: skip
-def test_row_24_the_continuous_bound_knows_a_schedule_by_its_ends(fix, make, prediction):
-    """½ ∫ mmse dSNR: the same whatever the shape, and whether the variance is preserved or explodes."""
-    with torch.no_grad():
-        model = exact(make(), prediction)
-        assert integrated(model, fix, "diffusion").item() == pytest.approx(5.956015, rel=1e-6)
-        reconstruction = 0.5 * math.log(2 * math.pi * math.e) - 13.3 / 2
-        assert integrated(model, fix, "reconstruction").item() == pytest.approx(reconstruction, rel=1e-6)
-
-
 def test_the_prior_of_exploding_variance_is_its_last_noise(fix):
     """KL(N(x, σ²) ‖ N(0, σ²)) = x²/2σ²."""
     x = torch.randn(5, 3, dtype=F64)
     prior = wrong(EDMSchedule(0.002, 8.0), "sample").nll(x)["prior"][1]
     torch.testing.assert_close(prior, x.square().sum(1) / 128, rtol=1e-9, atol=0)
-
-
-# Rows 25 and 27
-
-
-@EACH
-@pytest.mark.parametrize("schedule", [LogSNRLinearSchedule(), EDMSchedule(0.01, 20.0)])
-def test_row_25_a_level_is_the_kl_of_two_posteriors(prediction, schedule, fix):
-    model = wrong(schedule, prediction, timesteps=12)
-    x, epsilon = torch.randn(2, 6, 3, dtype=F64)
-    fix(epsilon)
-    for s, t in model.chain:
-        alpha, sigma = schedule.alpha_sigma(t)
-        x_t = alpha * x + sigma * epsilon
-        brute = kl(schedule.posterior(x_t, x, s, t), model.denoiser.reverse(x_t, s, t))
-        torch.testing.assert_close(model.level(x, s, t), brute, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("v, end", [(-1.0, "small"), (1.0, "large")])
@@ -185,20 +122,6 @@ def test_the_bound_of_a_learned_variance_has_those_of_the_fixed_ones_at_its_ends
         for network, variance in ((Both(), "learned_range"), (Smooth(), end))
     )
     torch.testing.assert_close(learned, fixed, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("prediction, weight", [
-    ("flow", lambda a, s: ((a + s) / a) ** 2), ("edm", lambda a, s: ((s / a) ** 2 + D**2) / D**2),
-])  # fmt: skip
-@pytest.mark.parametrize("schedule", [LogSNRLinearSchedule(), EDMSchedule()])
-def test_row_27_the_simple_loss_is_the_bound_reweighted(fix, prediction, weight, schedule):
-    """weight × VLB integrand = E‖target - output‖²."""
-    model = wrong(schedule, prediction)
-    x, epsilon = torch.randn(2, 50, 3, dtype=F64)
-    u = torch.rand(50, dtype=F64) * 0.9 + 0.05
-    fix(epsilon, u)
-    expected = 2 / -schedule.slope(u) * weight(*schedule.alpha_sigma(u)) * model.nll(x)["diffusion"][1]
-    torch.testing.assert_close(model.loss(x)["simple"][1], expected, rtol=1e-7, atol=1e-10)
 
 
 @EACH

@@ -1,4 +1,4 @@
-"""The hierarchical VAE; rows 25 and 26: a diffusion model is one, term by term."""
+"""The hierarchical VAE, of which a diffusion model is one."""
 
 import math
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import components.distributions.continuous
-import hybrids.models.diffusion
 from components.backbones import MLP
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
@@ -32,7 +30,7 @@ def seed():
     torch.manual_seed(0)
 
 
-# Row 26: a diffusion model is a hierarchical VAE
+# A diffusion model is a hierarchical VAE
 
 
 class Smooth(nn.Module):
@@ -58,94 +56,11 @@ SCHEDULES = {
     "short table": lambda: BetaSchedule("scaled_linear", 5, 0.1, 0.7),
 }
 EACH_SCHEDULE = pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "short table"])
-EACH_VARIANCE = pytest.mark.parametrize("variance", ["small", "large", "learned_range"])
 
 
 def diffusion(schedule="log-SNR", variance="small", timesteps=10, prediction="sample", shape=3, **settings):
     denoiser = Denoiser(Smooth(variance == "learned_range"), SCHEDULES[schedule](), prediction, variance)
     return Diffusion(denoiser, shape, timesteps=timesteps, **settings)
-
-
-def noise_of(model, ladder, x):
-    """What the ladder drew at each of its levels from the top, as the ε of x_t = α x + σ ε; and the ladder's terms."""
-    drawn, inner = [], Normal.rsample
-
-    def rsample(self, generator=None):
-        drawn.append(inner(self, generator))
-        return drawn[-1]
-
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(Normal, "rsample", rsample)
-        terms = ladder.nll(x)
-    times = [1.0, *(s for s, _ in reversed(model.chain))]
-    assert len(drawn) == len(times) == len(ladder.ladder)
-    epsilon = []
-    for t, x_t in zip(times, drawn):
-        alpha, sigma = (over(c, x) for c in model.denoiser.schedule.alpha_sigma(t))
-        epsilon.append((x_t - alpha * x) / sigma)
-    return terms, epsilon
-
-
-def put(monkeypatch, epsilon):
-    """Make the diffusion draw these, one at each call."""
-    left = iter(epsilon)
-    for module in (hybrids.models.diffusion, components.distributions.continuous):
-        monkeypatch.setattr(module, "randn_like", lambda x, generator=None: next(left))
-
-
-@EACH_VARIANCE
-@EACH_SCHEDULE
-def test_row_26_the_elbo_of_the_ladder_is_the_bound_of_the_diffusion_term_by_term(monkeypatch, schedule, variance):
-    """L_T, every L_{t-1} and L_0, at the same x_t; of each number 1e-10, relative to itself or absolute."""
-    model = diffusion(schedule, variance)
-    x = 0.7 * torch.randn(6, 3, dtype=F64)
-    terms, epsilon = noise_of(model, HierarchicalVAE.from_diffusion(model), x)
-    names = ["distortion", *(f"rate_{i}" for i in range(1, len(epsilon) + 1))]
-    assert list(terms) == names and all(weight == 1 for weight, _ in terms.values())
-    with torch.no_grad():
-        for name, (s, t), noise in zip(names[2:], reversed(model.chain), epsilon, strict=False):
-            put(monkeypatch, [noise])
-            torch.testing.assert_close(terms[name][1], model.level(x, s, t), rtol=1e-10, atol=1e-10)
-        # All at once: from the cleanest level up, then L_0.
-        put(monkeypatch, [*reversed(epsilon[:-1]), epsilon[-1]])
-        bound = model.bound(x)
-    torch.testing.assert_close(terms["rate_1"][1], bound["prior"][1], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(terms["distortion"][1], bound["reconstruction"][1], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(terms.per_example, bound.per_example, rtol=1e-10, atol=1e-10)
-    assert all((values.abs() > 1e-6).all() for _, values in terms.values()), "else this test would say nothing"
-
-
-@EACH_SCHEDULE
-def test_row_25_a_rate_is_half_the_fall_of_the_snr_times_the_error_in_x(schedule):
-    model = diffusion(schedule)
-    x = 0.7 * torch.randn(6, 3, dtype=F64)
-    terms, epsilon = noise_of(model, HierarchicalVAE.from_diffusion(model), x)
-    snr = lambda t: model.denoiser.schedule.log_snr(t).exp()  # noqa: E731
-    for i, ((s, t), noise) in enumerate(zip(reversed(model.chain), epsilon), 2):
-        alpha, sigma = model.denoiser.schedule.alpha_sigma(t)
-        error = (x - model.denoiser(alpha * x + sigma * noise, t).mean).square().sum(1)
-        torch.testing.assert_close(terms[f"rate_{i}"][1], 0.5 * (snr(s) - snr(t)) * error, rtol=1e-10, atol=1e-10)
-
-
-@EACH_VARIANCE
-def test_row_26_the_chain_from_the_bottom_up_agrees_in_expectation(variance):
-    """x_1 ~ q(x_1|x), then x_t ~ q(x_t|x_s): log q - log p of the whole chain has the ladder's mean, in 4 s.e."""
-    model, n = diffusion("short table", variance, timesteps=5, shape=2), 40_000
-    ladder, schedule = HierarchicalVAE.from_diffusion(model), model.denoiser.schedule
-    x = torch.tensor([0.6, -0.4], dtype=F64).expand(n, 2)
-    with torch.no_grad():
-        top_down = ladder.nll(x).per_example
-        q = schedule.marginal(x, model.first)
-        x_s = q.rsample()
-        bottom_up = q.log_prob(x_s) - model.last(x_s).log_prob(x)
-        for s, t in model.chain:
-            q = schedule.transition(x_s, s, t)
-            x_t = q.rsample()
-            bottom_up = bottom_up + q.log_prob(x_t) - model.denoiser.reverse(x_t, s, t).log_prob(x_s)
-            x_s = x_t
-        bottom_up = bottom_up - Normal(torch.zeros_like(x_s), 1.0).log_prob(x_s)
-    error = math.sqrt((top_down.var() + bottom_up.var()).item() / n)
-    assert (top_down.mean() - bottom_up.mean()).abs() < 4 * error and error < 0.03
 
 
 @EACH_SCHEDULE

@@ -109,11 +109,6 @@ def test_free_bits_stop_the_gradient_of_the_dimensions_below_and_of_no_other():
         torch.testing.assert_close(with_free[:, each > free_bits], without[:, each > free_bits], rtol=1e-12, atol=0)
 
 
-def test_row_6_no_free_bits_are_no_change():
-    q, _ = posterior()
-    assert torch.equal(rate(q, q.mean, StandardNormal(4), 0.0).total, rate(q, q.mean, StandardNormal(4)).total)
-
-
 def test_trap_31_free_bits_look_at_the_batch_of_all_ranks(monkeypatch):
     q, (mean, _) = posterior()
     monkeypatch.setattr(rates, "mean_over_ranks", lambda x: torch.zeros_like(x))  # the other ranks' are far below

@@ -41,7 +41,7 @@ from components.augmentations import DiffAugment
 from components.backbones import MLP
 from components.bottlenecks import FSQ, VQ
 from components.conditions import drop
-from components.critics import FeatureDiscriminator, MultiScaleDiscriminator
+from components.critics import FeatureDiscriminator, MultiScaleDiscriminator, NoiseOfPair
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator
@@ -59,7 +59,7 @@ from components.heads import (
 from components.ladders import Ladder, convolutional_ladder, dense_ladder
 from components.losses import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from components.perceptual import Perceptual, RandomFeatures
-from components.samplers import ancestral, ddim
+from components.samplers import SAMPLERS, Thresholded, ddim, dpm_solver_pp, heun, invert
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -253,8 +253,23 @@ shelve("times", {
     "loss-aware": lambda: LossAwareTimes(bins=4),
 }, lambda times: one(diffusion(times=times, schedule=CosineSchedule(13.0, -5.0))))  # fmt: skip
 
+
+def there_and_back(denoiser, x, times, cond=None, generator=None) -> torch.Tensor:
+    """DDIM, its inverse, and DDIM again."""
+    return ddim(denoiser, invert(denoiser, ddim(denoiser, x, times, cond), times, cond), times, cond)
+
+
+def thresholded(denoiser, x, times, cond=None, generator=None) -> torch.Tensor:
+    """DPM-Solver++ on thresholded x̂."""
+    return dpm_solver_pp(Thresholded(denoiser, 0.9), x, times, cond, generator)
+
+
 shelve("sampler", {
-    "ancestral": lambda: ancestral, "ddim": lambda: ddim, "ddim-noise": lambda: partial(ddim, eta=0.5),
+    **{name.replace("_", "-"): lambda sampler=sampler: sampler for name, sampler in SAMPLERS.items()},
+    "ddim-noise": lambda: partial(ddim, eta=0.5),
+    "heun-churn": lambda: partial(heun, s_churn=1.0),
+    "ddim-inverted": lambda: there_and_back,
+    "thresholded": lambda: thresholded,
 }, lambda sampler: one(diffusion(sampler=sampler)))  # fmt: skip
 
 
@@ -276,6 +291,17 @@ PARTS |= {
     "stochastic-mlp": lambda: (
         few_steps(MLP(FEATURES, WIDTH, 1), MLPDiscriminator(FEATURES, WIDTH, 2, timed=True, given_features=FEATURES),
                   FEATURES),
+        batch(),
+    ),
+    "discriminator-noise-of-pair": lambda: (
+        few_steps(
+            MLP(FEATURES, WIDTH, 1),
+            NoiseOfPair(
+                MLPDiscriminator(FEATURES, WIDTH, 2, timed=True, given_features=FEATURES), VariancePreservingSchedule(),
+                2,
+            ),
+            FEATURES,
+        ),
         batch(),
     ),
     "mlps-of-images": lambda: (

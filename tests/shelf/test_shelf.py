@@ -42,6 +42,14 @@ EXCEPTIONS = {
     "components.text.HuggingFaceText": "needs transformers; tests/components/test_text.py has a stand-in for it",
     "components.heads.Head": "abstract: its subclasses are what runs",
     "components.timesteps.TimeSampler": "abstract: its subclasses are what runs",
+    **{
+        f"components.dequantization.{name}": "scores; tests/components/test_dequantization.py"
+        for name in ("check_grid", "dequantized", "log_bin")
+    },
+    **{
+        f"components.probability_flow.{name}": "scores; tests/components/test_probability_flow.py"
+        for name in ("ProbabilityFlow", "drift", "exact_divergence", "hutchinson")
+    },
 }
 """Public classes and functions that no entry needs to run."""
 

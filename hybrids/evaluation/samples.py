@@ -1,4 +1,4 @@
-"""Numbers that say how good a model is: bits/dim, mode coverage, what a classifier sees."""
+"""What samples look like to somebody who knows the data: modes found, and what a classifier of real digits sees."""
 
 import math
 from functools import lru_cache
@@ -7,37 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import Data, Mixture
+from ..data import Mixture
 
-__all__ = ["agreement", "coverage", "evaluate", "likelihood", "stacked_coverage"]
-
-
-@torch.no_grad()
-def likelihood(model: Any, x: Tensor, draws: int = 4096) -> dict[str, float]:
-    """The model's bound on -log p(x), over a set of x (N, *event): nats and nats/dim, its parts, a standard error.
-
-    bits/dim = nats/(d log 2), given only where the likelihood is discrete on the data's own grid (`model.levels`).
-    Random levels are averaged over at least `draws` examples, the set repeated as often as that takes.
-    """
-    d = x[0].numel()
-    totals: list[Tensor] = []
-    parts: dict[str, list[Tensor]] = {}
-    for _ in range(max(1, math.ceil(draws / len(x)))):
-        terms = [model.nll(chunk) for chunk in x.split(512)]
-        totals.append(torch.cat([each.per_example for each in terms]))
-        for name, (weight, _) in terms[0].items():
-            values = torch.cat([each[name][1] for each in terms])
-            parts.setdefault(name, []).append(float(weight) * values.mean())
-    total = torch.stack(totals).mean(0).double()
-    found = {
-        "nats": total.mean().item(),
-        "nats_per_dim": total.mean().item() / d,
-        "nats_per_dim_standard_error": (total.std() / math.sqrt(len(total)) / d).item(),
-        **{f"nats_{name}": torch.stack(values).mean().item() for name, values in parts.items()},
-    }
-    if getattr(model, "levels", None) is not None:
-        found["bits_per_dim"] = found["nats"] / (d * math.log(2))
-    return found
+__all__ = ["agreement", "coverage", "stacked_coverage"]
 
 
 def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
@@ -62,7 +34,7 @@ def _classifier(resolution: int) -> Any:
     """A small network that reads single digits, and its accuracy on held-out ones."""
     from sklearn.neural_network import MLPClassifier
 
-    from .data import digits
+    from ..data import digits
 
     data = digits(resolution)
     assert data.x is not None and data.held_out is not None and data.held_out_labels is not None
@@ -118,35 +90,3 @@ def stacked_coverage(samples: Tensor) -> dict[str, float]:
         "confidence": confidence.mean().item(),
         "classifier_accuracy": accuracy,
     }
-
-
-def evaluate(
-    model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 300, conditional: bool = False
-) -> dict[str, float]:
-    """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched.
-
-    conditional: samples are of all labels alike, and label_agreement is the share that is seen as what was asked for.
-    Of stacked digits ten times as many samples are drawn: with few of them KL is all floor.
-    """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        held_out = None if data.held_out is None else data.decode(data.held_out[:2000]).to(device)
-        found = likelihood(model, held_out) if hasattr(model, "nll") and held_out is not None else {}
-        generator = torch.Generator(device).manual_seed(seed)
-        if isinstance(data.density, Mixture):
-            return found | coverage(model.sample(10_000, generator=generator), data.density)
-        if data.name == "stacked-digits":
-            samples *= 10
-        elif data.name != "digits":
-            return found
-        labels = torch.arange(samples, device=device) % data.classes if conditional else None
-        given = {} if labels is None else {"cond": labels}
-        x = model.sample(samples, generator=generator, **given)
-        if data.name == "stacked-digits":
-            return found | stacked_coverage(x)
-        found |= agreement(x, labels)
-        if hasattr(model, "reconstruct") and held_out is not None:
-            seen = agreement(model.reconstruct(held_out))
-            found |= {f"reconstruction_{name}": seen[name] for name in ("confidence", "classes")}
-        return found

@@ -1,0 +1,48 @@
+"""Numbers that say how good a model is: bits/dim, mode coverage, what a classifier sees."""
+
+from typing import Any
+
+import torch
+
+from ..data import Data, Mixture
+from .importance import importance_weighted
+from .likelihoods import Scorer, likelihood
+from .samples import agreement, coverage, stacked_coverage
+
+__all__ = ["Scorer", "agreement", "coverage", "evaluate", "importance_weighted", "likelihood", "stacked_coverage"]
+
+
+def evaluate(
+    model: Any, data: Data, device: torch.device, seed: int = 0, samples: int = 300, conditional: bool = False
+) -> dict[str, float]:
+    """All the cheap numbers that make sense for a model and its data; the run's own random numbers stay untouched.
+
+    conditional: samples are of all labels alike, and label_agreement is the share that is seen as what was asked for.
+    Of stacked digits ten times as many samples are drawn: with few of them KL is all floor.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        held_out = None if data.held_out is None else data.decode(data.held_out[:2000]).to(device)
+        found: dict[str, float] = {}
+        if hasattr(model, "nll") and held_out is not None:
+            # Curves are of what changes: not of the grid, nor of how many examples there are.
+            said = likelihood(model, held_out)
+            found = {name: v for name, v in said.items() if isinstance(v, float) and name.startswith(("nats", "bits"))}
+        generator = torch.Generator(device).manual_seed(seed)
+        if isinstance(data.density, Mixture):
+            return found | coverage(model.sample(10_000, generator=generator), data.density)
+        if data.name == "stacked-digits":
+            samples *= 10
+        elif data.name != "digits":
+            return found
+        labels = torch.arange(samples, device=device) % data.classes if conditional else None
+        given = {} if labels is None else {"cond": labels}
+        x = model.sample(samples, generator=generator, **given)
+        if data.name == "stacked-digits":
+            return found | stacked_coverage(x)
+        found |= agreement(x, labels)
+        if hasattr(model, "reconstruct") and held_out is not None:
+            seen = agreement(model.reconstruct(held_out))
+            found |= {f"reconstruction_{name}": seen[name] for name in ("confidence", "classes")}
+        return found

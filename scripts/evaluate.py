@@ -1,0 +1,198 @@
+"""Measure a run on data it was not trained on: the likelihood, with its parts and standard errors.
+
+    python scripts/evaluate.py RUN --likelihood [--importance-samples 100] [--ode] [--examples 200] [--out FILE.json]
+    accelerate launch --num_processes 4 scripts/evaluate.py RUN --likelihood      # the same numbers, sooner
+
+Chunks of examples are dealt to the processes, each with noise of its own number, so their number changes nothing. What
+is finished is kept beside --out: an evaluation that was killed goes on when it is started again.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hybrids import load
+from hybrids.data import Data, load_data
+from hybrids.evaluation import Scorer
+from hybrids.evaluation.chunks import Chunks
+from hybrids.evaluation.likelihoods import measured_times
+from hybrids.experiment import Refusal, refusing
+from hybrids.experiment.manifest import load_manifest, newest
+from hybrids.experiment.ranks import agree, decide_on_main
+from hybrids.experiment.record import write_whole
+from hybrids.experiment.refusal import asked
+from hybrids.experiment.run_folder import lock
+
+OPTIONS = ("resolution", "channels", "skip_bad_images", "workers")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.")
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, or checkpoints/step-N within one")
+    add("--likelihood", action="store_true", help="the bound on -log p(x), in nats and bits/dim, with its parts")
+    add("--every-level", action="store_true", help="sum the bound over all levels, instead of drawing them")
+    add("--draws", type=int, default=4096, help="examples that random levels are averaged over, at least (4096)")
+    add("--importance-times", action="store_true", help="draw a diffusion's levels where the bound is large")
+    add("--importance-samples", type=int, default=0, help="K of the importance-weighted bound (0: none)")
+    add("--ode", action="store_true", help="log p(x) by the probability flow")
+    add("--no-bound", action="store_true", help="no bound, of flows that have none")
+    add("--tolerance", type=float, default=1e-5, help="rtol and atol of the adaptive solver (1e-5)")
+    add("--ode-steps", type=int, help="so many even steps of rk4 instead; no process waits for another's")
+    add("--divergence", choices=("exact", "rademacher", "gaussian"), help="exact up to 64 dimensions, else rademacher")
+    add("--dequantization", choices=("uniform", "encoder"), default="uniform", help="of grey levels, for --ode")
+    add("--labels", action="store_true", help="p(x|label) of a conditional model")
+    add("--split", choices=("held-out", "train"), default="held-out", help="which examples (held-out)")
+    add("--examples", type=int, help="only the first so many")
+    add("--batch-size", type=int, default=64, help="examples in a chunk; another one, other noise (64)")
+    add("--seed", type=int, default=0, help="seed of the noise (0)")
+    add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
+    add("--device", choices=("auto", "cpu"), default="auto", help="where to compute (auto)")
+    add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
+    add("--out", type=Path, help="the numbers, as JSON; default RUN/evaluation.json")
+    given = parser.parse_args()
+    given.likelihood |= given.ode or given.importance_samples > 0
+    if not given.likelihood:
+        parser.error("nothing to measure: give --likelihood")
+    for name, least in (("batch_size", 1), ("draws", 1), ("importance_samples", 0), ("examples", 1), ("ode_steps", 1)):
+        if (value := getattr(given, name)) is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
+    if not given.tolerance > 0:
+        parser.error(f"--tolerance must be above 0; got {given.tolerance}")
+    return given
+
+
+def examples(given: argparse.Namespace, settings: dict[str, Any]) -> tuple[Data, Tensor, Tensor | None]:
+    """The data set, its examples as they are stored, and their labels if asked for."""
+    options = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
+    with asked("data"):
+        data = load_data(settings["data"], **options)
+    held_out = given.split == "held-out"
+    x, labels = (data.held_out, data.held_out_labels) if held_out else (data.x, data.labels)
+    if x is None or not len(x):
+        raise Refusal(f"--split {given.split}: {data.name} has no such examples in memory; use the other split")
+    if given.labels and labels is None:
+        raise Refusal(f"--labels: {data.name} has none")
+    number = slice(given.examples)
+    return data, x[number], labels[number] if given.labels and labels is not None else None
+
+
+def scorer_of(model: nn.Module, given: argparse.Namespace, x: Tensor, cond: Tensor | None, many: int) -> Scorer:
+    """What is to be measured of an example; x and cond, some of them, and how many there are."""
+    flow = None
+    if given.ode:
+        divergence = given.divergence or ("exact" if x[0].numel() <= 64 else "rademacher")
+        flow = {"divergence": divergence, "rtol": given.tolerance, "atol": given.tolerance}
+        if given.ode_steps is not None:
+            flow |= {"method": "rk4", "steps": given.ode_steps}
+    return Scorer(
+        model,
+        repeats=1 if given.every_level else math.ceil(given.draws / many),
+        every_level=given.every_level,
+        times=measured_times(model, x, cond) if given.importance_times else None,
+        importance_samples=given.importance_samples,
+        flow=flow,
+        dequantization=given.dequantization,
+        bound=not given.no_bound,
+        rows=max(512, given.batch_size),
+    )
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """What an evaluation wrote, or nothing."""
+    try:
+        found = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "likelihood" in found else {}
+
+
+def table(found: dict[str, Any]) -> str:
+    width = max(map(len, found))
+    shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in found.items()}
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
+
+
+def measure(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
+    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    source = given.run if (given.run / "manifest.json").is_file() else newest(given.run / "checkpoints")
+    model = load(given.run, given.recipe, ema=not given.no_ema, device=accelerator.device)
+    assert source is not None  # load has refused it
+    data, stored, labels = examples(given, load_manifest(source)["card"]["settings"])
+    cuts = [slice(i, i + given.batch_size) for i in range(0, len(stored), given.batch_size)]
+
+    def of(part: slice) -> tuple[Tensor, Tensor | None]:
+        x = data.decode(stored[part]).to(accelerator.device)
+        return x, None if labels is None else labels[part].to(accelerator.device)
+
+    folder = source.parent.parent if source.parent.name == "checkpoints" else source
+    out = given.out or folder / "evaluation.json"
+    card = {name: value for name, value in vars(given).items() if name not in ("run", "out", "device", "recipe")}
+    card |= {"checkpoint": source.name, "digest": hashlib.sha256((source / "manifest.json").read_bytes()).hexdigest()}
+    card = json.loads(json.dumps(card | {"data": data.name, "found": len(stored)}))
+    chunks = Chunks(out.with_name(f".{out.name}.parts"), card)
+
+    if decide_on_main(accelerator, lambda: out if finished(out).get("settings") == card else None) is not None:
+        if main:
+            print(f"{table(finished(out)['likelihood'])}\n{out}: was finished before; nothing to do", flush=True)
+        return
+    # Each process measures the same times, on the same noise.
+    torch.manual_seed(given.seed)
+    try:
+        with asked(f"--likelihood of {given.run}"):
+            scorer = scorer_of(model, given, *of(slice(512)), len(stored))
+    except TypeError as error:
+        raise Refusal(f"--likelihood of {given.run}: {error}") from None
+
+    def claim() -> None:
+        stack.enter_context(lock(chunks.folder))
+        if changed := chunks.claim():
+            print(f"settings changed ({', '.join(changed)}): starting over", flush=True)
+
+    decide_on_main(accelerator, claim)
+    mine = range(rank, len(cuts), world)
+    left = [number for number in mine if number not in chunks]
+    bar = tqdm(left, total=len(mine), initial=len(mine) - len(left), desc="chunks", dynamic_ncols=True,
+               mininterval=0.2 if sys.stderr.isatty() else 10, disable=not main)  # fmt: skip
+    failure = None
+    try:
+        for number in bar:
+            torch.manual_seed(given.seed + number)
+            chunks.write(number, scorer(*of(cuts[number])))
+    except (ValueError, TypeError) as error:
+        failure = f"--likelihood of {given.run}: {error}"
+    if errors := agree(accelerator, failure):
+        if main and not any(number in chunks for number in range(len(cuts))):
+            chunks.remove()
+        raise Refusal(errors)
+    if main:
+        values = [chunks.read(number) for number in range(len(cuts))]
+        found = scorer.summary(values, stored[0].numel())
+        write_whole(out, json.dumps({"run": str(given.run), "settings": card, "likelihood": found}, indent=2) + "\n")
+        chunks.remove()
+        print(f"{table(found)}\n{out}")
+    accelerator.wait_for_everyone()
+
+
+def main() -> None:
+    given = arguments()
+    accelerator = Accelerator(cpu=given.device == "cpu")
+    try:
+        with refusing(), ExitStack() as stack:
+            measure(given, accelerator, stack)
+    finally:
+        accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
