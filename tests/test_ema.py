@@ -21,29 +21,6 @@ class Thing(nn.Module):
         self.weight.data.fill_(value)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
-@pytest.mark.parametrize("n", [1, 2, 50])
-def test_row_40_a_constant_sequence_from_0_is_1_minus_the_decay_to_the_n(decay, n):
-    model = Thing()
-    ema = EMA(model, decay, warmup=False)
-    model.set(1.0)
-    for _ in range(n):
-        ema.update_parameters(model)
-    assert ema.module.weight.tolist() == pytest.approx([1 - decay**n] * 3, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [1, 2, 50, 2000])
-def test_row_40_with_warm_up_the_decays_multiply(n):
-    model = Thing()
-    ema = EMA(model, 0.99)
-    model.set(1.0)
-    kept = 1.0
-    for i in range(1, n + 1):
-        ema.update_parameters(model)
-        kept *= min(0.99, (1 + i) / (10 + i))
-    assert ema.module.weight.tolist() == pytest.approx([1 - kept] * 3, abs=1e-12)
-
-
 def test_the_warm_up_formula():
     ema = EMA(Thing(), 0.99)
     assert [ema.decay_at(n) for n in (1, 2, 10**6)] == [2 / 11, 3 / 12, 0.99]

@@ -1,4 +1,3 @@
-import math
 import re
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from torch import nn
 
 from components.denoisers import Denoiser, Estimate
-from components.distributions import Delta, Normal, kl
+from components.distributions import Delta, Normal
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 
 F64 = torch.float64
@@ -55,34 +54,12 @@ def gaussian(x_t, alpha, sigma):
     return M + (gain @ (x_t - alpha * M)[..., None])[..., 0]
 
 
-def mixture(x_t, alpha, sigma):
-    """The best x̂ for x even on ±1 and 3: the mean over the points, weighted by how well each explains x_t."""
-    points = torch.tensor([-1.0, 1.0, 3.0], dtype=x_t.dtype)
-    weight = (-0.5 * ((x_t[..., None] - alpha[..., None] * points) / sigma[..., None]).square()).softmax(-1)
-    return (weight * points).sum(-1)
-
-
 def denoiser(prediction="sample", best_x=gaussian, schedule=None, **settings):
     schedule = schedule or LogSNRLinearSchedule(8.0, -6.0)
     return Denoiser(predicting(prediction, best_x, schedule), schedule, prediction, **settings)
 
 
 # Estimates
-
-
-@pytest.mark.parametrize("preserving", [True, False])
-def test_row_17_round_trips_through_every_pair(preserving):
-    x_t, x = torch.randn(2, 5, 3, 4, dtype=F64)
-    alpha = torch.rand(5, dtype=F64) * 0.98 + 0.01
-    sigma = (1 - alpha**2).sqrt() if preserving else 5 * torch.rand(5, dtype=F64) + 0.1
-    a, s = over(alpha, x), over(sigma, x)
-    epsilon = (x_t - a * x) / s
-    seen = {"sample": x, "epsilon": epsilon, "v_prediction": a * epsilon - s * x}
-    for prediction, output in seen.items():
-        found = Estimate(x_t, alpha, sigma, prediction, output)
-        for value, expected in ((found.mean, x), (found.epsilon, epsilon), (found.v, seen["v_prediction"])):
-            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(found.score, -epsilon / s, rtol=1e-10, atol=1e-10)
 
 
 @PREDICTIONS
@@ -126,80 +103,7 @@ def test_half_precision_outputs_are_widened():
     assert all(value.dtype == torch.float32 for value in (found.mean, found.epsilon, found.v, found.score))
 
 
-# The optimal denoiser
-
-
-@PREDICTIONS
-def test_row_19_every_parameterization_gives_the_gaussian_s_mean(prediction):
-    x_t, t = torch.randn(6, 3, dtype=F64), torch.rand(6, dtype=F64)
-    model = denoiser(prediction)
-    expected = gaussian(x_t, *(over(c, x_t) for c in model.schedule.alpha_sigma(t)))
-    torch.testing.assert_close(model(x_t, t).mean, expected, rtol=1e-10, atol=1e-10)
-
-
-@PREDICTIONS
-@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
-def test_row_19_the_epsilon_loss_of_the_best_denoiser_is_its_known_residual(prediction, t):
-    """E‖ε - ε̂‖² = tr(I - σ² (α² Σ + σ² I)⁻¹), exactly: a quadratic's mean needs only points with the right moments."""
-    points = math.sqrt(6) * torch.cat([torch.eye(6, dtype=F64), -torch.eye(6, dtype=F64)])
-    x, epsilon = M + points[:, :3] @ A.T, points[:, 3:]
-    model = denoiser(prediction)
-    alpha, sigma = model.schedule.alpha_sigma(t)
-    loss = (epsilon - model(alpha * x + sigma * epsilon, t).epsilon).square().sum(1).mean()
-    expected = (I3 - sigma**2 * torch.linalg.inv(alpha**2 * SIGMA + sigma**2 * I3)).trace()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-
-
-def test_row_19_any_other_gain_is_worse():
-    points = math.sqrt(6) * torch.cat([torch.eye(6, dtype=F64), -torch.eye(6, dtype=F64)])
-    x, epsilon = M + points[:, :3] @ A.T, points[:, 3:]
-
-    def loss(change):
-        model = denoiser(best_x=lambda x_t, alpha, sigma: gaussian(x_t, alpha, sigma) + change * (x_t - alpha * M))
-        alpha, sigma = model.schedule.alpha_sigma(0.4)
-        return (epsilon - model(alpha * x + sigma * epsilon, 0.4).epsilon).square().sum(1).mean()
-
-    assert loss(0.0) < min(loss(1e-3), loss(-1e-3))
-
-
-@PREDICTIONS
-def test_row_21_tweedie_on_a_gaussian(prediction):
-    x_t = torch.randn(6, 3, dtype=F64, requires_grad=True)
-    t = torch.rand(6, dtype=F64)
-    model = denoiser(prediction)
-    alpha, sigma = (over(c, x_t) for c in model.schedule.alpha_sigma(t))
-    covariance = alpha[..., None] ** 2 * SIGMA + sigma[..., None] ** 2 * I3
-    q = torch.distributions.MultivariateNormal(alpha * M, covariance)
-    (score,) = torch.autograd.grad(q.log_prob(x_t).sum(), x_t)
-    found = model(x_t, t)
-    torch.testing.assert_close(found.score, score, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(found.mean, (x_t + sigma**2 * score) / alpha, rtol=1e-9, atol=1e-10)
-
-
-@PREDICTIONS
-def test_rows_20_and_21_tweedie_on_a_mixture(prediction):
-    x_t = (3 * torch.randn(50, 2, dtype=F64)).requires_grad_()
-    t = torch.rand(50, dtype=F64)
-    model = denoiser(prediction, mixture, LogSNRLinearSchedule(4.0, -4.0))
-    alpha, sigma = (over(c, x_t) for c in model.schedule.alpha_sigma(t))
-    points = torch.tensor([-1.0, 1.0, 3.0], dtype=F64)
-    log_q = (-0.5 * ((x_t[..., None] - alpha[..., None] * points) / sigma[..., None]).square()).logsumexp(-1)
-    (score,) = torch.autograd.grad(log_q.sum(), x_t)
-    torch.testing.assert_close(model(x_t, t).score, score, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model(x_t, t).mean, (x_t + sigma**2 * score) / alpha, rtol=1e-9, atol=1e-9)
-
-
 # The reverse step
-
-
-@PREDICTIONS
-def test_row_25_the_kl_of_a_level_is_the_error_in_x_reweighted(prediction):
-    x, x_t = torch.randn(2, 20, 3, dtype=F64)
-    s, t = torch.rand(2, 20, dtype=F64).sort(0).values
-    model = denoiser(prediction)
-    found = kl(model.schedule.posterior(x_t, x, s, t), model.reverse(x_t, s, t))
-    weight = 0.5 * (model.schedule.log_snr(s).exp() - model.schedule.log_snr(t).exp())
-    torch.testing.assert_close(found, weight * (x - model(x_t, t).mean).square().sum(1), rtol=1e-9, atol=1e-10)
 
 
 @PREDICTIONS

@@ -10,36 +10,6 @@ SCHEDULES = pytest.mark.parametrize("schedule", [
 ], ids=["default", "from-zero", "constant"])  # fmt: skip
 
 
-def betas(schedule, steps):
-    """β_k = 1 - ᾱ_{k/T}/ᾱ_{(k-1)/T}."""
-    t = torch.arange(steps + 1, dtype=F64) / steps
-    alpha, _ = schedule.alpha_sigma(t)
-    return 1 - (alpha[1:] / alpha[:-1]).square()
-
-
-def test_four_steps_are_those_of_denoising_diffusion_gans():
-    """theory.md, section 3: 1e-5; the same by the schedule's own steps."""
-    schedule, expected = VariancePreservingSchedule(), torch.tensor([0.47826, 0.84921, 0.95642, 0.98740], dtype=F64)
-    torch.testing.assert_close(betas(schedule, 4), expected, rtol=0, atol=1e-5)
-    steps = torch.stack([schedule.step((k - 1) / 4, k / 4)[1] for k in range(1, 5)])
-    torch.testing.assert_close(steps, expected, rtol=0, atol=1e-5)
-    # Longer steps are products of shorter ones.
-    torch.testing.assert_close(1 - (1 - betas(schedule, 4)).view(2, 2).prod(1), betas(schedule, 2))
-
-
-@SCHEDULES
-def test_row_16_alpha_is_the_integral_of_beta(schedule):
-    """-log ᾱ_t against the trapezoid rule, which is exact for a straight line: 1e-12."""
-    t = torch.linspace(0, 1, 101, dtype=F64)
-    u = 1 - schedule.length + schedule.length * t
-    beta = schedule.first + schedule.rise * schedule.length * t
-    expected = torch.cumulative_trapezoid(beta, u)
-    alpha, sigma = schedule.alpha_sigma(t)
-    torch.testing.assert_close(-2 * alpha[1:].log(), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones_like(t), rtol=0, atol=1e-12)
-    torch.testing.assert_close(schedule.log_snr(t)[1:], 2 * (alpha / sigma).log()[1:], rtol=1e-10, atol=1e-10)
-
-
 def test_beta_runs_from_beta_min_to_beta_max():
     schedule = VariancePreservingSchedule(0.1, 20.0, 1e-3)
     assert schedule.first == pytest.approx(0.1 + 1e-3 * 19.9)
@@ -54,16 +24,6 @@ def test_slope_and_time_belong_to_log_snr(schedule):
     torch.testing.assert_close(schedule.slope(t), slope, rtol=1e-8, atol=1e-8)
     assert (slope < 0).all()
     torch.testing.assert_close(schedule.time(log_snr), t, rtol=1e-10, atol=1e-12)
-
-
-@SCHEDULES
-def test_row_14_the_marginal_composes(schedule):
-    s, t = torch.rand(2, 200, dtype=F64, generator=torch.Generator().manual_seed(0)).sort(0).values
-    ratio, variance = schedule.step(s, t)
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.alpha_sigma(s), schedule.alpha_sigma(t)
-    torch.testing.assert_close(ratio * alpha_s, alpha_t, rtol=0, atol=1e-12)
-    composed = (ratio * sigma_s).square() + variance
-    torch.testing.assert_close(composed, sigma_t.square(), rtol=0, atol=1e-12)
 
 
 def test_it_starts_clean_and_the_last_step_is_the_data_itself():

@@ -3,8 +3,6 @@ import math
 import pytest
 import torch
 
-from components.denoisers import Estimate
-from components.schedules import LogSNRLinearSchedule, over
 from components.weightings import edm, min_snr, p2, simple
 
 F64 = torch.float64
@@ -50,25 +48,6 @@ def test_weights_that_coincide():
     # the loss of v has SNR + 1 on x, as p2 with γ = 1 takes off, and as EDM's for data of unit variance has
     torch.testing.assert_close(edm(1.0)(LAMBDA), (1 + SNR) / SNR, rtol=1e-12, atol=0)
     torch.testing.assert_close(p2()(LAMBDA) * edm(1.0)(LAMBDA), 1 / SNR, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("weight, on_x, on_v", [
-    (min_snr(5.0), lambda snr: snr.clamp(max=5), lambda snr: snr.clamp(max=5) / (snr + 1)),
-    (p2(), lambda snr: snr / (1 + snr), lambda snr: snr / (1 + snr) ** 2),
-    (edm(0.5), lambda snr: snr + 4, lambda snr: (snr + 4) / (snr + 1)),
-    (simple, lambda snr: snr, lambda snr: snr / (1 + snr)),
-], ids=["min_snr", "p2", "edm", "simple"])  # fmt: skip
-def test_row_27_the_weights_on_the_losses_of_x_and_of_v(weight, on_x, on_v):
-    x, epsilon, output = torch.randn(3, 9, 4, dtype=F64)
-    schedule = LogSNRLinearSchedule()
-    t = torch.rand(9, dtype=F64)
-    alpha, sigma = schedule.alpha_sigma(t)
-    found = Estimate(over(alpha, x) * x + over(sigma, x) * epsilon, alpha, sigma, "sample", output)
-    v = over(alpha, x) * epsilon - over(sigma, x) * x
-    weighted = weight(schedule.log_snr(t)) * (epsilon - found.epsilon).square().sum(1)
-    snr = schedule.log_snr(t).exp()
-    torch.testing.assert_close(weighted, on_x(snr) * (x - found.mean).square().sum(1), rtol=1e-9, atol=0)
-    torch.testing.assert_close(weighted, on_v(snr) * (v - found.v).square().sum(1), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("make, message", [

@@ -30,8 +30,18 @@ TINY = {
     "ddpm": ["--width", "8", "--resolution", "8", "--timesteps", "8", "--sample-steps", "4", "--dropout", "0.1"],
     "adversarial_diffusion": ["--width", "8", "--latent", "4", "--resolution", "8"],
     "latent_adversarial_diffusion": ["--width", "8", "--resolution", "8", "--noise", "4"],
-    "latent_diffusion": ["--width", "8", "--resolution", "8", "--sample-steps", "2", "--critic", "0.5",
-                         "--critic-start", "1"],
+    "latent_diffusion": [
+        "--width",
+        "8",
+        "--resolution",
+        "8",
+        "--sample-steps",
+        "2",
+        "--critic",
+        "0.5",
+        "--critic-start",
+        "1",
+    ],
 }
 """Arguments that make each recipe's networks tiny; `test_the_tiny_recipes_are_all` holds that none is missing."""
 
