@@ -10,6 +10,7 @@ from torch.optim import Adam
 from components import losses
 from components.backbones import MLP, UNet
 from components.conditions import drop
+from components.critics import NoiseOfPair
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.schedules import VariancePreservingSchedule
@@ -39,13 +40,14 @@ class Settings(experiment.Settings):
     conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     loss: Literal["non_saturating", "hinge", "least_squares", "relativistic"] = setting(
-        "non_saturating", "The pair of losses."
+        "relativistic", "The pair of losses."
     )
     r1: float = setting(
-        0.2, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)², and falls to 0 by a cosine.", at_least=0
+        0.5, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)², and falls to 0 by a cosine.", at_least=0
     )
+    r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
     lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
-    lr: float = setting(5e-4, "Learning rate of the generator, decayed by a cosine to a hundredth.", above=0)
+    lr: float = setting(5e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
     critic_lr: float = setting(5e-4, "Learning rate of the critic, decayed alike.", above=0)
 
 
@@ -71,20 +73,22 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     backbone, discriminator = networks(settings, data)
     generator = Stochastic(backbone, settings.latent) if settings.latent else backbone
     denoiser = Denoiser(generator, VariancePreservingSchedule(), "sample")
-    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, lazy=settings.lazy)
+    of_pairs = NoiseOfPair(discriminator, denoiser.schedule, settings.timesteps)
+    critic = Critic(of_pairs, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
     model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)
-    fade, decay = warmup_cosine(0, settings.steps), warmup_cosine(0, settings.steps, final=0.01)
+    fade, decay = warmup_cosine(0, settings.steps), warmup_cosine(0, settings.steps, final=0.02)
 
     def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
         x, cond = unpack(batch)
         return x, None if cond is None else drop(cond, settings.label_dropout, data.classes)
 
     def judge(batch: Batch, step: int) -> Terms:
-        critic.r1 = settings.r1 * fade(step)
+        critic.r1, critic.r2 = settings.r1 * fade(step), settings.r2 * fade(step)
         return model.judge(*seen(batch), step=step)
 
     def adam(lr: float) -> partial[Adam]:
-        return partial(Adam, lr=lr, betas=(0.5, 0.9))
+        # No momentum: each player answers the other's last move.
+        return partial(Adam, lr=lr, betas=(0.0, 0.99))
 
     players = [
         Player(judge, [critic], optimizer=adam(settings.critic_lr), lr=decay, name="critic"),

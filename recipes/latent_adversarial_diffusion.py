@@ -14,6 +14,7 @@ from torch.optim import Adam, AdamW
 
 from components import losses
 from components.backbones import MLP, UNet
+from components.critics import NoiseOfPair
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
@@ -47,7 +48,8 @@ class Settings(experiment.Settings):
     conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate of the VAE, after a warm-up, then decayed by a cosine.", above=0)
-    game_lr: float = setting(4e-4, "Learning rate of generator and critic, decayed to a hundredth.", above=0)
+    game_lr: float = setting(4e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
+    critic_lr: float = setting(1.6e-3, "Learning rate of the critic, decayed alike.", above=0)
 
 
 def autoencoder(s: Settings, data: Data) -> Autoencoder:
@@ -69,7 +71,7 @@ def latent_gan(s: Settings, shape: tuple[int, ...], classes: int | None) -> Adve
         backbone = UNet(shape, 2 * s.width, num_classes=classes)
         discriminator = ResidualDiscriminator(shape, 2 * s.width, given_channels=shape[0], **of_pairs)
     denoiser = Denoiser(Stochastic(backbone, s.noise), VariancePreservingSchedule(), "sample")
-    critic = Critic(discriminator, PAIRS[s.loss], s.r1, s.r2)
+    critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), PAIRS[s.loss], s.r1, s.r2)
     return AdversarialDiffusion(denoiser, critic, shape, s.timesteps, s.noise)
 
 
@@ -87,9 +89,10 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         gan.critic.r1, gan.critic.r2 = s.r1 * fade(step), s.r2 * fade(step)
         return gan.judge(*model.seen(batch), step=step)
 
-    def opponent(loss: Callable[..., Terms], module: nn.Module, name: str) -> Player:
-        optimizer = partial(Adam, lr=s.game_lr, betas=(0.5, 0.9))
-        return Player(loss, [module], optimizer=optimizer, lr=warmup_cosine(0, s.steps, final=0.01), name=name)
+    def opponent(loss: Callable[..., Terms], module: nn.Module, lr: float, name: str) -> Player:
+        # No momentum: each player answers the other's last move.
+        optimizer = partial(Adam, lr=lr, betas=(0.0, 0.99))
+        return Player(loss, [module], optimizer=optimizer, lr=warmup_cosine(0, s.steps, final=0.02), name=name)
 
     code = Player(
         lambda x: (1 / data.dimensions) * vae.loss(x),
@@ -99,7 +102,10 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         lr=warmup_cosine(steps // 20, steps),
         name="vae",
     )
-    game = [opponent(judge, gan.critic, "critic"), opponent(model.latent_loss, gan.denoiser, "generator")]
+    game = [
+        opponent(judge, gan.critic, s.critic_lr, "critic"),
+        opponent(model.latent_loss, gan.denoiser, s.game_lr, "generator"),
+    ]
     cached = {"batches": lambda: model.cache(data), "still": (vae,), "conditional": s.conditional}
     return [Stage("vae", vae, [code], steps=steps), Stage("latents", model, game, **cached)]
 

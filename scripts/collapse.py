@@ -8,7 +8,6 @@ OUT/collapse.json, OUT/collapse.md and OUT/collapse.png. docs/collapse.md tells 
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from hybrids import load
 from hybrids.data import Data, load_data
 from hybrids.data.points import Mixture
 from hybrids.evaluation import coverage, stacked_coverage
-from hybrids.experiment import experiment, load_recipe, parse, refusing
-from hybrids.experiment.pictures import picture
+from hybrids.experiment import refusing
+from hybrids.experiment.study import cpu_seconds, draw, table, trained
 
 LOSSES = {
     "non-saturating": ("non_saturating", False, False),
@@ -67,15 +66,11 @@ def folder(out: Path, data: str, loss: str, seed: int) -> Path:
 
 
 def train(run: Path, data: str, loss: str, seed: int) -> None:
-    """Train one GAN, unless it is; leaves the script with the run's code if a signal stops it."""
+    """Train one GAN, unless it is."""
     study, (pair, r1, r2) = STUDIES[data], LOSSES[loss]
-    recipe = load_recipe("gan")
     words = [*study.words.split(), "--data", data, "--loss", pair, "--seed", str(seed)]
     words += ["--r1", str(study.gamma * r1), "--r2", str(study.gamma * r2)]
-    words += ["--device", "cpu", "--checkpoint-every", "1000", "--resume", "auto", "--out", str(run)]
-    print(f"{data}, {loss}, seed {seed}", flush=True)
-    if code := experiment(parse(recipe.Settings, words, "gan"), recipe.build, "gan"):
-        sys.exit(code)
+    trained("gan", [*words, "--device", "cpu", "--checkpoint-every", "1000"], run)
 
 
 def measure(x: Tensor, data: Data) -> dict[str, float]:
@@ -102,7 +97,7 @@ def collect(out: Path, name: str) -> tuple[list[dict], list[tuple[str, Tensor]]]
             generator.manual_seed(0)
             x = torch.cat([model.sample(1000, generator=generator) for _ in range(study.samples // 1000)])
             figures = measure(x, data)
-            told = {"seed": summary["seed"], "steps": summary["steps"], "seconds": summary["seconds"]}
+            told = {"seed": summary["seed"], "steps": summary["steps"], "cpu_seconds": cpu_seconds(run)}
             rows.append({"data": name, "loss": loss, **told, **figures})
             if loss == CURED:
                 rows[-1]["accepted"] = study.accepts(figures)
@@ -111,37 +106,6 @@ def collect(out: Path, name: str) -> tuple[list[dict], list[tuple[str, Tensor]]]
             if summary["seed"] == 0:
                 panels.append((f"{loss}\n{figures['modes']:.0f} modes, KL {figures['kl']:.3f}", x))
     return rows, panels
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown, a row a run."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def cell(value: object) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [names, ["---"] * len(names), *([cell(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def draw(rows: list[list[tuple[str, Tensor]]], path: Path) -> None:
-    """A row of panels a data set."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(3 * columns, 3.5 * len(rows)), dpi=100)
-    FigureCanvasAgg(figure)
-    for i, panels in enumerate(rows):
-        for j, (title, x) in enumerate(panels):
-            axes = figure.add_subplot(len(rows), columns, i * columns + j + 1)
-            axes.imshow(picture(x[:64] if x.ndim == 4 else x[:4000], limit=2.0).permute(1, 2, 0).numpy())
-            axes.set_axis_off()
-            axes.set_title(title, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def main() -> None:

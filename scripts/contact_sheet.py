@@ -1,6 +1,6 @@
 """Put real examples and the samples of several runs side by side, with what a classifier of real digits makes of them.
 
-    python scripts/contact_sheet.py RUN [RUN …] --out FILE.png
+python scripts/contact_sheet.py RUN [RUN …] --out FILE.png
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Write docs/components.md: every public part, its signature, its paper and its test, from the docstrings.
 
-    python scripts/list_components.py [--check]
+python scripts/list_components.py [--check]
 """
 
 import argparse

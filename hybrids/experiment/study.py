@@ -1,0 +1,70 @@
+"""Studies: several runs beside each other, trained unless they are, and what came out as a table and a picture."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .loading import load_recipe
+from .pictures import picture
+from .run import experiment
+from .settings import parse
+
+__all__ = ["cpu_seconds", "draw", "table", "trained"]
+
+
+def cpu_seconds(run: Path) -> float:
+    """What `trained` spent on a run so far."""
+    kept = run / "cpu_seconds.json"
+    return float(json.loads(kept.read_text())) if kept.is_file() else 0.0
+
+
+def trained(recipe: str, words: Sequence[str], run: Path) -> None:
+    """Train recipes/RECIPE.py with these words into a run folder, unless it is; one that was stopped goes on.
+
+    Leaves the script with the run's code if a signal stops it. The CPU seconds are kept among the run's files, but for
+    what a kill cut off.
+    """
+    if (run / "summary.json").is_file():
+        return
+    print(run, flush=True)
+    module, start = load_recipe(recipe), time.process_time()
+    settings = parse(module.Settings, [*words, "--resume", "auto", "--out", str(run)], recipe)
+    code = experiment(settings, module.build, recipe)
+    (run / "cpu_seconds.json").write_text(json.dumps(cpu_seconds(run) + time.process_time() - start) + "\n")
+    if code:
+        sys.exit(code)
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Markdown, a row for each dict; columns are all names, in order of appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cell(value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [names, ["---"] * len(names), *([cell(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def draw(rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path) -> None:
+    """Rows of panels (title, examples): images as a grid, points as a scatter."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(3 * columns, 3.5 * len(rows)), dpi=100)
+    FigureCanvasAgg(figure)
+    for i, panels in enumerate(rows):
+        for j, (title, x) in enumerate(panels):
+            axes = figure.add_subplot(len(rows), columns, i * columns + j + 1)
+            axes.imshow(picture(x[:64] if x.ndim == 4 else x[:4000], limit=2.0).permute(1, 2, 0).numpy())
+            axes.set_axis_off()
+            axes.set_title(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)

@@ -1,0 +1,170 @@
+"""What the connections reach beside the families they connect: each recipe of STUDIES, its figures and its line.
+
+    python scripts/connections.py [--data stacked-digits ...] [--only NAME ...] [--seeds 3] [--out runs/connections]
+
+Finished runs are not trained again, and one that was stopped goes on. What is found in OUT is written to
+OUT/connections.json, OUT/connections.md and OUT/connections.png. docs/connections.md tells what came out.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrids import load
+from hybrids.data import Data, load_data
+from hybrids.data.points import Mixture
+from hybrids.evaluation import coverage, likelihood, stacked_coverage
+from hybrids.experiment import refusing
+from hybrids.experiment.study import cpu_seconds, draw, table, trained
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe on a data set, and the line that it must reach, as least and largest figures."""
+
+    data: str
+    recipe: str
+    words: str
+    least: dict[str, float] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+
+    def accepts(self, figures: dict[str, float]) -> bool:
+        """Whether figures reach the line."""
+        reached = [figures[name] >= low for name, low in self.least.items()]
+        return all(reached + [figures[name] <= high for name, high in self.most.items()])
+
+
+POINTS, STACKED = "--batch-size 256", "--flat --batch-size 128"
+STUDIES = {
+    "variational diffusion": Study(
+        "25-gaussians", "variational_diffusion", "--batch-size 512 --steps 2000", {"modes": 25, "high_quality": 0.8}
+    ),
+    "variational diffusion of digits": Study(
+        "digits", "variational_diffusion", "--resolution 8 --steps 600", most={"bits_per_dim": 2.05}
+    ),
+    "denoising GAN of points": Study(
+        "8-gaussians", "adversarial_diffusion", f"{POINTS} --steps 12000", {"modes": 8, "high_quality": 0.85}
+    ),
+    "denoising GAN of points, no z": Study(
+        "8-gaussians", "adversarial_diffusion", f"{POINTS} --steps 12000 --latent 0", most={"high_quality": 0.5}
+    ),
+    "DDPM": Study("stacked-digits", "ddpm", f"{STACKED} --steps 4000"),
+    "denoising GAN": Study(
+        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 4000", {"modes": 995}, {"kl": 0.25}
+    ),
+    "latent diffusion": Study(
+        "stacked-digits",
+        "latent_diffusion",
+        f"{STACKED} --latent 48 --first-steps 3000 --steps 4000",
+        {"modes": 995},
+        {"kl": 0.06},
+    ),
+    "flagship": Study(
+        "stacked-digits", "latent_adversarial_diffusion", f"{STACKED} --latent 48 --first-steps 3000 --steps 3000"
+    ),
+}
+SAMPLES = {"8-gaussians": 10_000, "25-gaussians": 10_000, "stacked-digits": 26_000, "digits": 0}
+"""How many samples are counted; of digits there is the bound alone."""
+
+
+def folder(out: Path, name: str, seed: int) -> Path:
+    """The run folder."""
+    return out / name.replace(",", "").replace(" ", "-").lower() / f"seed-{seed}"
+
+
+def measure(x: Tensor, data: Data) -> dict[str, float]:
+    """Modes, KL and quality of samples."""
+    return coverage(x, data.density) if isinstance(data.density, Mixture) else stacked_coverage(x)
+
+
+def drawn(sample: Callable[..., Tensor], n: int) -> tuple[Tensor, float]:
+    """n samples, and how many a second."""
+    generator = torch.Generator().manual_seed(0)
+    sample(1000, generator=generator)  # the first call is slower
+    start = time.perf_counter()
+    x = torch.cat([sample(1000, generator=generator) for _ in range(n // 1000)])
+    return x, n / (time.perf_counter() - start)
+
+
+def figures_of(model: Any, data: Data) -> tuple[dict[str, float], Tensor | None]:
+    """Everything that is asked of a model of a data set, and its samples."""
+    n, found, x = SAMPLES[data.name], {}, None
+    if n:
+        x, rate = drawn(model.sample, n)
+        found = {**measure(x, data), "samples_per_second": rate}
+    if data.name == "digits":
+        assert data.held_out is not None
+        bound = likelihood(model, data.decode(data.held_out))
+        found["bits_per_dim"] = bound["bits_per_dim"]
+    return found, x
+
+
+def collect(out: Path, data: Data) -> tuple[list[dict], list[tuple[str, Tensor]]]:
+    """The figures of real examples and of every finished run on a data set, and panels of seed 0 to look at."""
+    rows: list[dict] = []
+    panels = []
+    n = SAMPLES[data.name]
+    if n:
+        real = data.decode(data.x[:n]) if data.density is None else data.density.sample(n, torch.Generator())  # type: ignore[index]
+        rows.append({"data": data.name, "model": "real", **measure(real, data)})
+        panels.append(("real", real))
+    for name, study in STUDIES.items():
+        if study.data != data.name:
+            continue
+        for run in sorted(folder(out, name, 0).parent.glob("seed-*")):
+            if not (run / "summary.json").is_file():
+                continue
+            summary, model = json.loads((run / "summary.json").read_text()), load(run)
+            told = {"seed": summary["seed"], "steps": summary["steps"], "cpu_seconds": cpu_seconds(run)}
+            figures, x = figures_of(model, data)
+            rows.append({"data": data.name, "model": name, **told, **figures})
+            if study.least or study.most:
+                rows[-1]["reached"] = study.accepts(figures)
+            if summary["seed"] == 0 and x is not None:
+                panels.append((f"{name}\n{figures['modes']:.0f} modes, KL {figures['kl']:.3f}", x))
+            if study.recipe == "latent_diffusion":
+                # What the diffusion prior brings: the same autoencoder with its own N(0, I).
+                figures, _ = figures_of(model.first, data)
+                rows.append({"data": data.name, "model": "its autoencoder, N(0, I)", **told, **figures})
+    return rows, panels
+
+
+def main() -> None:
+    known = list(dict.fromkeys(study.data for study in STUDIES.values()))
+    parser = argparse.ArgumentParser(description="The connections beside the families they connect.")
+    parser.add_argument("--data", nargs="+", choices=known, default=known, help="which data sets (all)")
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="which to train (all)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, … (1); 0: write the tables only")
+    parser.add_argument("--out", type=Path, default=Path("runs/connections"), help="folder of the runs and the tables")
+    arguments = parser.parse_args()
+
+    groups, panels = [], []
+    with refusing():
+        for seed in range(arguments.seeds):
+            for name in arguments.only:
+                study = STUDIES[name]
+                if study.data in arguments.data:
+                    words = f"{study.words} --data {study.data} --seed {seed} --checkpoint-every 1000"
+                    trained(study.recipe, words.split(), folder(arguments.out, name, seed))
+        for data in arguments.data:
+            found, shown = collect(arguments.out, load_data(data, 8 if data == "digits" else None))
+            groups.append(found)
+            panels += [shown] if shown else []
+    tables = "\n".join(map(table, groups))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "connections.json").write_text(json.dumps(sum(groups, []), indent=2) + "\n")
+    (arguments.out / "connections.md").write_text(tables)
+    if panels:
+        draw(panels, arguments.out / "connections.png")
+    print(f"{tables}{arguments.out / 'connections.md'}")
+
+
+if __name__ == "__main__":
+    main()
