@@ -40,15 +40,15 @@ class Settings(experiment.Settings):
     conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     loss: Literal["non_saturating", "hinge", "least_squares", "relativistic"] = setting(
-        "relativistic", "The pair of losses."
+        "non_saturating", "The pair of losses."
     )
     r1: float = setting(
         0.5, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)², and falls to 0 by a cosine.", at_least=0
     )
-    r2: float = setting(0.5, "γ of R2, the same on fakes.", at_least=0)
+    r2: float = setting(0.0, "γ of R2, the same on fakes; with relativistic, as much as γ of R1.", at_least=0)
     lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
-    lr: float = setting(5e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
-    critic_lr: float = setting(5e-4, "Learning rate of the critic, decayed alike.", above=0)
+    lr: float = setting(4e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
+    critic_lr: float = setting(8e-4, "Learning rate of the critic, decayed alike.", above=0)
 
 
 def networks(settings: Settings, data: Data) -> tuple[nn.Module, nn.Module]:

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 from components.backbones import MLP, UNet
 from components.conditions import drop
 from components.denoisers import Denoiser
-from components.samplers import ancestral, ddim
+from components.samplers import SAMPLERS
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
 from components.weightings import min_snr, p2
@@ -37,8 +37,10 @@ class Settings(experiment.Settings):
     prediction: Literal["epsilon", "sample", "v_prediction"] = setting("epsilon", "What the network predicts.")
     weighting: Literal["simple", "min_snr", "p2", "likelihood"] = setting("simple", "Weight of a noise level.")
     times: Literal["uniform", "log_snr", "log_normal", "loss_aware"] = setting("uniform", "Which t it trains on.")
-    variance: Literal["small", "large"] = setting("small", "Variance of p(x_s|x_t).")
-    sampler: Literal["ancestral", "ddim"] = setting("ancestral", "How samples are drawn.")
+    variance: Literal["small", "large", "learned_range"] = setting("small", "Variance of p(x_s|x_t).")
+    sampler: Literal["ancestral", "ddim", "euler", "heun", "dpm_solver_pp", "sde_dpm_solver_pp"] = setting(
+        "ancestral", "How samples are drawn."
+    )
     sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
     conditional: bool = setting(False, "Learn p(x|label) too.")
@@ -73,17 +75,17 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     if settings.conditional and not data.classes:
         raise ValueError(f"--conditional needs labels; --data {data.name} has none")
     classes = data.classes if settings.conditional else None
+    outputs = data.shape[0] * (2 if settings.variance == "learned_range" else 1)
     if data.is_image and not settings.flat:
         # Down to 4 × 4.
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
-        backbone = UNet(
-            data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout, num_classes=classes
-        )
+        shared = {"dropout": settings.dropout, "num_classes": classes, "out_channels": outputs}
+        backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, **shared)
     else:
         units = (10 if data.is_image else 4) * settings.width
         # Octaves of the input: without them a network of points stalls at the smallest noise.
         octaves = None if data.is_image else range(5)
-        backbone = MLP(data.shape, units, fourier=octaves, num_classes=classes)
+        backbone = MLP(data.shape, units, fourier=octaves, num_classes=classes, out_features=outputs)
     clip = (-1.0, 1.0) if data.is_image else None
     denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)
     model = Diffusion(
@@ -93,7 +95,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         timesteps=settings.timesteps,
         weighting=WEIGHTINGS[settings.weighting],
         times=TIMES[settings.times](),
-        sampler={"ancestral": ancestral, "ddim": ddim}[settings.sampler],
+        sampler=SAMPLERS[settings.sampler],
         sample_steps=settings.sample_steps,
         guidance_scale=settings.guidance_scale,
     )

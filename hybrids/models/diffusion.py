@@ -54,6 +54,8 @@ class Diffusion(nn.Module):
         timesteps: T, or None for continuous time.
         weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
             `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
+            Beside simple and a function, the variance that a chain's denoiser with learned_range has learns from the
+            bound, 0.001 Σ_t L_{t-1} with x̂ held fixed: Nichol & Dhariwal 2021, 2102.09672, eq. 16 (here in nats).
             A denoiser with self_condition is shown its own x̂ in half of the batches of simple and of a function, and in
             sampling (Chen 2022, 2208.04202, section 3.2). `nll` and `bound` are of the chain that is shown none, so to
             train on `nll`, as a VAE's prior, does not teach it to sample.
@@ -153,7 +155,29 @@ class Diffusion(nn.Module):
             name, error = "simple", per_example((estimate.target(x, epsilon) - estimate.output).square())
         if self.training:
             self.times.learn(drawn, error)
-        return Terms({name: share.to(error) * error})
+        terms = Terms({name: share.to(error) * error})
+        if self.denoiser.variance != "learned_range" or self.timesteps is None:
+            return terms
+        variance = self._variance_term(x, t, estimate)
+        return terms + Terms(variance=(0.001 * self.timesteps, share.to(variance) * variance))
+
+    def _variance_term(self, x: Tensor, t: Tensor, estimate: Estimate) -> Tensor:
+        """KL(q(x_s|x_t, x) ‖ p(x_s|x_t)) (B,) nats of each level t (B,), with a gradient in the learned variance alone.
+
+        0 at the level below which there is no noise, whose decoder `last` has a variance of its own.
+        """
+        s = t - 1 / self.timesteps  # type: ignore[operator]
+        kept = s * self.timesteps > 0.5 if self.starts_clean else torch.ones_like(s, dtype=torch.bool)
+        assert estimate.interpolation is not None
+        alpha, sigma = self.denoiser.schedule.alpha_sigma(t[kept])
+        x_t, output = estimate.x_t[kept], estimate.output[kept].detach()
+        fixed = Estimate(
+            x_t, alpha, sigma, estimate.prediction, output, estimate.sigma_data, estimate.interpolation[kept]
+        )
+        q = self.denoiser.schedule.posterior(x_t, x[kept], s[kept], t[kept])
+        found = x.new_zeros(len(x))
+        found[kept] = kl(q, self.denoiser.posterior(fixed, s[kept], t[kept])).to(found)
+        return found
 
     def _weighted(self, weighting: WeightFunction, estimate: Estimate, x: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """w ‖ε - ε̂‖² (B,), by way of whichever of ε and x the network answers with more digits."""

@@ -505,7 +505,7 @@ VARIANTS = {
     "gan": [{"loss": loss, "lazy": lazy} for loss in ("relativistic", "hinge", "non_saturating") for lazy in (1, 4)]
     + [{"spectral_norm": True}],
     "ddpm": [{"prediction": p, "variance": v} for p in ("epsilon", "sample", "v_prediction")
-             for v in ("small", "large")],
+             for v in ("small", "large", "learned_range")],
     "adversarial_diffusion": [{"loss": loss, "latent": latent} for loss in ("non_saturating", "relativistic")
                               for latent in (0, 4)],
     "latent_diffusion": [{}, {"bottleneck": "vq"}, {"bottleneck": "fsq"}, {"perceptual": 1.0}],

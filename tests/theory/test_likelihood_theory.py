@@ -60,7 +60,7 @@ LOG_P = -0.5 * math.log(4 * math.pi) - 1.5**2 / 4
 def test_row_5_the_importance_weighted_bound_is_the_known_number(row, k, expected):
     """The importance-weighted bound of K = 1, 2, 5, 10, 50 samples of N(.75, .9²) for N(.75, ½) is the known number.
 
-    Burda 2015, 1509.00519, eq. 8; the numbers are theory.md's, of five digits."""
+    Burda 2015, 1509.00519, eq. 8; the numbers have five digits."""
     n = 500_000 // k + 20_000
     found, error = bound(vae(0.75, 0.9), k, n)
     row(5, found, expected, tolerance=4 * error + 5e-6, words=f"K = {k}")
@@ -78,7 +78,7 @@ def test_row_5_the_importance_weighted_bound_never_falls_in_k_and_stays_below_lo
 def test_row_5_with_the_exact_posterior_each_weight_is_p_of_x(row):
     """With q(z|x) = p(z|x) every weight is p(x): no variance at any K. Burda 2015, 1509.00519, section 3."""
     found, effective = importance_weighted(vae(0.75, math.sqrt(0.5)), torch.full((100, 1), 1.5, dtype=F64), 5)
-    row(5, found, -1.828012, tolerance=5e-7, words="against theory.md's number")
+    row(5, found, -1.828012, tolerance=5e-7, words="against the number of log p")
     row(5, found, LOG_P, tolerance=1e-12)
     row(5, effective, 5.0, tolerance=1e-10, words="effective samples of 5")
 
