@@ -12,7 +12,7 @@ from components.probability_flow import ProbabilityFlow
 from components.timesteps import LossAwareTimes
 
 if TYPE_CHECKING:
-    from .diffusion import Diffusion
+    from .diffusion_bound import DiffusionBound
 
 __all__ = ["flow_log_prob", "implicit", "log_ratio", "path_log_weight", "tabulated_times", "weight_of_prior"]
 
@@ -50,7 +50,7 @@ def implicit(model: Any) -> TypeError:
 
 
 @torch.no_grad()
-def path_log_weight(diffusion: "Diffusion", x: Tensor, cond: Any = None) -> Tensor:
+def path_log_weight(diffusion: "DiffusionBound", x: Tensor, cond: Any = None) -> Tensor:
     """log p(x, x_{t_1} … x_{t_T}) - log q(x_{t_1} … x_{t_T}|x) at one draw from q, down the chain: (B,) nats.
 
     T evaluations of the network. Raises ValueError for continuous time, whose paths have no such density.
@@ -75,7 +75,7 @@ def path_log_weight(diffusion: "Diffusion", x: Tensor, cond: Any = None) -> Tens
 
 @torch.no_grad()
 def flow_log_prob(
-    diffusion: "Diffusion",
+    diffusion: "DiffusionBound",
     x: Tensor,
     cond: Any,
     flow: ProbabilityFlow,
@@ -104,7 +104,7 @@ def flow_log_prob(
 
 @torch.no_grad()
 def tabulated_times(
-    diffusion: "Diffusion", x: Tensor, cond: Any = None, bins: int = 100, strata: int = 1000
+    diffusion: "DiffusionBound", x: Tensor, cond: Any = None, bins: int = 100, strata: int = 1000
 ) -> LossAwareTimes:
     """p(t) ∝ √E[L_t²] over bins of t, of the terms L_t of the bound, measured on x: the quietest times for `nll`.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import components.distributions.continuous
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components.backbones import MLP
 from components.denoisers import Denoiser
 from components.distributions import Categorical, grid
@@ -96,12 +96,12 @@ def bits(monkeypatch, model, marginal, nodes=80):
     x = grid(len(marginal), EPSILON).repeat_interleave(len(EPSILON))[:, None]
     epsilon = EPSILON.repeat(len(marginal))[:, None]
     weight = (marginal[:, None] * WEIGHT).flatten()
-    for module in (components.distributions.continuous, hybrids.models.diffusion):
+    for module in (components.distributions.continuous, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "randn_like", lambda *_, **__: epsilon)
     total = 0.0
     for time, each in zip(u + 0.5, share):
         at = time.expand(len(x))
-        monkeypatch.setattr(hybrids.models.diffusion, "low_discrepancy", lambda *_, at=at, **__: at)
+        monkeypatch.setattr(hybrids.models.diffusion_bound, "low_discrepancy", lambda *_, at=at, **__: at)
         total += each.item() * (weight * model.nll(x).per_example).sum().item()
     return total / math.log(2)
 

@@ -342,6 +342,7 @@ def test_an_importance_weighted_bound_of_what_has_none_is_refused():
         Scorer(Bare(), importance_samples=4)
 
 
+@pytest.mark.slow
 def test_mixtures_through_the_whole_interface():
     """|log p by the flow - log p| <= 0.01 nats/dim in 2 and in 64 dimensions, with the evaluations it took."""
     from hybrids.data import Mixture

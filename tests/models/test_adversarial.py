@@ -6,7 +6,7 @@ from torch import nn
 
 import components.distributions.continuous
 import components.timesteps
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components.backbones import MLP, UNet
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator, ResidualDiscriminator
@@ -41,7 +41,7 @@ def noises(monkeypatch):
         left = iter(values)
         noise = lambda x, generator=None: next(left).to(x.dtype)  # noqa: E731
         monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
-        monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
+        monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
 
     return put
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import components.distributions.continuous
 import components.timesteps
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components.denoisers import Denoiser
 from components.distributions import Categorical, DiscretizedNormal, Normal, grid, per_example
 from components.last import DenoisedLast, GaussianLast, GridLast
@@ -31,10 +31,10 @@ def fix(monkeypatch):
 
     def put(epsilon, u=None):
         noise = lambda x, generator=None: epsilon.to(x.dtype)  # noqa: E731
-        monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
+        monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
         monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
         if u is not None:
-            for module in (components.timesteps, hybrids.models.diffusion):
+            for module in (components.timesteps, hybrids.models.diffusion_bound):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
 
     return put
@@ -405,7 +405,7 @@ def test_ranks_share_the_times_in_training_only(monkeypatch):
         seen.append(across_ranks)
         return torch.rand(n, dtype=F64)
 
-    for module in (components.timesteps, hybrids.models.diffusion):
+    for module in (components.timesteps, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "low_discrepancy", draw)
     model, x = wrong(), torch.randn(4, 3)
     model.train().loss(x)

@@ -11,7 +11,7 @@ from torch import nn
 
 import components.distributions.continuous
 import components.timesteps
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components import weightings
 from components.analytic import GaussianMean
 from components.denoisers import Denoiser
@@ -47,10 +47,10 @@ def fix(monkeypatch):
 
     def put(epsilon, u=None):
         noise = lambda x, generator=None: epsilon.to(x.dtype)  # noqa: E731
-        monkeypatch.setattr(hybrids.models.diffusion, "randn_like", noise)
+        monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
         monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
         if u is not None:
-            for module in (components.timesteps, hybrids.models.diffusion):
+            for module in (components.timesteps, hybrids.models.diffusion_bound):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
 
     return put

@@ -413,6 +413,7 @@ def assert_same(a: dict, b: dict) -> None:
         assert same, f"{key} differs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extra", "stops"), [(WITH_CRITIC, (3, 4, 7)), (WITH_WORDS, (7,))])
 def test_a_run_resumed_in_either_stage_is_the_straight_run(extra, stops, tmp_path, few_digits):
     """To the bit: weights of both stages, optimizers, average, noise, data order, log; stopped in the first stage (3),

@@ -10,7 +10,7 @@ from torch import nn
 
 import components.distributions.continuous
 import components.timesteps
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components.analytic import MixtureMean
 from components.denoisers import Denoiser
 from components.distributions import Delta, per_example
@@ -33,7 +33,7 @@ def noises(monkeypatch):
 
     def put(*values):
         left = iter(values)
-        for module in (components.distributions.continuous, hybrids.models.diffusion):
+        for module in (components.distributions.continuous, hybrids.models.diffusion_bound):
             monkeypatch.setattr(module, "randn_like", lambda x, generator=None: next(left).to(x.dtype))
 
     return put
@@ -133,7 +133,7 @@ def test_many_steps_without_z_and_with_a_squared_error_are_a_ddpm(row, noises, m
     alpha, sigma = schedule.alpha_sigma(t)
     epsilon = (x_t - over(alpha, x) * x) / over(sigma, x)
     few._times = lambda x: (s, t)
-    for module in (components.timesteps, hybrids.models.diffusion):
+    for module in (components.timesteps, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (i + 0.5) / steps)
     noises(first, second, posterior)
     found = few.loss(x).per_example

@@ -7,7 +7,7 @@ import torch
 from known import F64, wrong
 
 import components.distributions.continuous
-import hybrids.models.diffusion
+import hybrids.models.diffusion_bound
 from components.distributions import Normal
 from components.schedules import (
     BetaSchedule,
@@ -58,7 +58,7 @@ def noise_of(model, ladder, x):
 def put(patch, epsilon):
     """Make the diffusion draw these, one at each call."""
     left = iter(epsilon)
-    for module in (hybrids.models.diffusion, components.distributions.continuous):
+    for module in (hybrids.models.diffusion_bound, components.distributions.continuous):
         patch.setattr(module, "randn_like", lambda x, generator=None: next(left))
 
 
