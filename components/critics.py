@@ -152,7 +152,7 @@ class NoiseOfPair(nn.Module):
     (x_s, x_t) ↔ (x_s, ε) is one-to-one at each t, so the optimal D and the value of the game are those of the pair
     (Xiao et al. 2021, arXiv 2112.07804, eq. 4 and 5). But a real pair's ε is N(0, I) and independent of x_s, for any
     data: a generator whose x_s vary too little around their mean, or are another's, gives itself away by its ε, where
-    from x_t the network would first have to learn a denoiser. In docs/adversarial.md it decides what is reached.
+    from x_t the network would first have to learn a denoiser. docs/connections.md has what that changes.
 
     Arguments: discriminator, of (x, given) and what else it takes, such as t and cond; schedule; timesteps T, where
     t = i/T and s = (i - 1)/T. Takes t (B,) or (), needed for T > 1, which is passed on as it came, and given = x_t.
