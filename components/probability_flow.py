@@ -4,6 +4,7 @@ Song 2020, 2011.13456, section 4.3 and eq. 39. The variable of integration is th
 every schedule and prediction, and whose even steps resolve the smallest noise as well as the largest.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
@@ -152,7 +153,10 @@ class ProbabilityFlow:
 
         Raises ValueError for ends beyond the schedule's own, where no time belongs to them.
         """
-        from torchdiffeq import odeint
+        with warnings.catch_warnings():
+            # It compiles with torch.jit when it is imported, which newer torch calls deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            from torchdiffeq import odeint
 
         self._check(start, end)
         seen = wide(x_t).dtype
