@@ -4,7 +4,6 @@ Song 2020, 2011.13456, section 4.3 and eq. 39. The variable of integration is th
 every schedule and prediction, and whose even steps resolve the smallest noise as well as the largest.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
@@ -35,8 +34,10 @@ def drift(denoiser: Denoiser, x_t: Tensor, log_snr: Tensor, cond: Tensor | None 
     variance explodes -½ σ ε̂. x̂ is never clipped: the flow would be no diffeomorphism.
     """
     schedule = denoiser.schedule
-    one = torch.ones_like(log_snr)
-    alpha_rate, sigma_rate = torch.func.jvp(schedule.coefficients, (log_snr,), (one,))[1]
+    with torch.enable_grad():
+        at = log_snr.detach().requires_grad_()
+        # 0 × λ: where variance explodes α is a constant, which has no gradient to ask for.
+        alpha_rate, sigma_rate = (torch.autograd.grad(c + 0 * at, at)[0] for c in schedule.coefficients(at))
     estimate = denoiser(x_t, schedule.time(log_snr).clamp(0, 1), cond)
     return over(alpha_rate, estimate.mean) * estimate.mean + over(sigma_rate, estimate.mean) * estimate.epsilon
 
@@ -153,10 +154,7 @@ class ProbabilityFlow:
 
         Raises ValueError for ends beyond the schedule's own, where no time belongs to them.
         """
-        with warnings.catch_warnings():
-            # It compiles with torch.jit when it is imported, which newer torch calls deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
-            from torchdiffeq import odeint
+        from torchdiffeq import odeint
 
         self._check(start, end)
         seen = wide(x_t).dtype
