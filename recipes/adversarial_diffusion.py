@@ -15,7 +15,7 @@ from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.schedules import VariancePreservingSchedule
 from components.stochastic import Stochastic
-from hybrids import AdversarialDiffusion, Critic, Player, Terms, experiment, warmup_cosine
+from hybrids import AdversarialDiffusion, Critic, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 from hybrids.player import Batch, unpack
@@ -42,13 +42,11 @@ class Settings(experiment.Settings):
     loss: Literal["non_saturating", "hinge", "least_squares", "relativistic"] = setting(
         "non_saturating", "The pair of losses."
     )
-    r1: float = setting(
-        0.5, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)², and falls to 0 by a cosine.", at_least=0
-    )
+    r1: float = setting(1.0, "γ of R1, γ/2 ‖∇D‖² in x_s; scales with (data scale)².", at_least=0)
     r2: float = setting(0.0, "γ of R2, the same on fakes; with relativistic, as much as γ of R1.", at_least=0)
     lazy: int = setting(1, "Steps between penalties, which are then multiplied by this.", at_least=1)
     lr: float = setting(4e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
-    critic_lr: float = setting(8e-4, "Learning rate of the critic, decayed alike.", above=0)
+    critic_lr: float = setting(1.6e-3, "Learning rate of the critic, decayed alike.", above=0)
 
 
 def networks(settings: Settings, data: Data) -> tuple[nn.Module, nn.Module]:
@@ -76,22 +74,24 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     of_pairs = NoiseOfPair(discriminator, denoiser.schedule, settings.timesteps)
     critic = Critic(of_pairs, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
     model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)
-    fade, decay = warmup_cosine(0, settings.steps), warmup_cosine(0, settings.steps, final=0.02)
+    decay = warmup_cosine(0, settings.steps, final=0.02)
 
     def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
         x, cond = unpack(batch)
         return x, None if cond is None else drop(cond, settings.label_dropout, data.classes)
-
-    def judge(batch: Batch, step: int) -> Terms:
-        critic.r1, critic.r2 = settings.r1 * fade(step), settings.r2 * fade(step)
-        return model.judge(*seen(batch), step=step)
 
     def adam(lr: float) -> partial[Adam]:
         # No momentum: each player answers the other's last move.
         return partial(Adam, lr=lr, betas=(0.0, 0.99))
 
     players = [
-        Player(judge, [critic], optimizer=adam(settings.critic_lr), lr=decay, name="critic"),
+        Player(
+            lambda b, step: model.judge(*seen(b), step=step),
+            [critic],
+            optimizer=adam(settings.critic_lr),
+            lr=decay,
+            name="critic",
+        ),
         Player(lambda b: model.loss(*seen(b)), [denoiser], optimizer=adam(settings.lr), lr=decay, name="generator"),
     ]
     return [Stage("adversarial_diffusion", model, players, conditional=settings.conditional)]
