@@ -29,7 +29,7 @@ from hybrids.data import Mixture, digits
 from hybrids.evaluation import importance_weighted
 
 F64 = torch.float64
-DRAWING = ("hybrids.models.diffusion", "components.distributions.continuous")
+DRAWING = ("hybrids.models.diffusion_bound", "components.distributions.continuous")
 """Where a diffusion's noise is drawn."""
 
 

@@ -75,12 +75,18 @@ def test_the_learning_rate_ends_at_its_share(final):
 
 
 @pytest.mark.slow
-def test_the_study_of_collapse_writes_its_table_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
-    file = Path(__file__).parents[2] / "scripts" / "collapse.py"
-    spec = importlib.util.spec_from_file_location("collapse_study", file)
+def script(name, monkeypatch):
+    """scripts/NAME.py as a module."""
+    file = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_study", file)
     study = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, study)  # dataclasses look their module up by name
     spec.loader.exec_module(study)
+    return study
+
+
+def test_the_study_of_collapse_writes_its_table_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
+    study = script("collapse", monkeypatch)
     for data, each in study.STUDIES.items():
         short = re.sub(r"--steps \d+", "--steps 2", each.words)
         monkeypatch.setitem(study.STUDIES, data, replace(each, words=short, samples=1000))
@@ -94,7 +100,30 @@ def test_the_study_of_collapse_writes_its_table_and_trains_nothing_twice(tmp_pat
     assert (tmp_path / "collapse.png").stat().st_size > 10_000
     lines = (tmp_path / "collapse.md").read_text().splitlines()
     assert sum(line.startswith("|") for line in lines) == len(rows) + 2 * len(study.STUDIES)
-    assert "nothing to do" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("effective batch") == 6
     study.main()
-    assert capsys.readouterr().out.count("nothing to do") == 6
+    assert "effective batch" not in capsys.readouterr().out
     assert json.loads((tmp_path / "collapse.json").read_text()) == rows
+
+
+@pytest.mark.slow
+def test_the_study_of_connections_has_a_row_a_run_and_one_for_the_autoencoder_alone(tmp_path, monkeypatch, capsys):
+    study = script("connections", monkeypatch)
+    for name, each in study.STUDIES.items():
+        short = re.sub(r"(steps) \d+", r"\1 2", each.words)
+        monkeypatch.setitem(study.STUDIES, name, replace(each, words=short))
+    monkeypatch.setattr(study, "SAMPLES", {data: 1000 if n else 0 for data, n in study.SAMPLES.items()})
+    monkeypatch.setattr(sys, "argv", ["connections.py", "--out", str(tmp_path)])
+    study.main()
+    rows = json.loads((tmp_path / "connections.json").read_text())
+    found = [row["model"] for row in rows]
+    assert sorted(found) == sorted([*study.STUDIES, *["real"] * 3, "its autoencoder, N(0, I)"])
+    assert all(
+        row["reached"] is False for row in rows if study.STUDIES.get(row["model"], study.Study("", "", "")).least
+    )
+    assert all("kl_floor" in row for row in rows if row["data"] == "stacked-digits")
+    assert (tmp_path / "connections.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("effective batch") == len(study.STUDIES)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--data", "25-gaussians"])
+    study.main()
+    assert "effective batch" not in capsys.readouterr().out
