@@ -16,6 +16,8 @@ from hybrids.evaluation import likelihood
 F64 = torch.float64
 S, K, D = 0.3, 256, 256
 
+pytestmark = pytest.mark.slow
+
 
 class Gaussian(nn.Module):
     """E[x|x_t] of images of independent pixels N(0, S²), and for a learned variance where it stands in between."""
