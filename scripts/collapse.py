@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from hybrids import load
-from hybrids.data import Data, load_data
-from hybrids.data.points import Mixture
-from hybrids.evaluation import coverage, stacked_coverage
+from hybrids.data import load_data
 from hybrids.experiment import refusing
-from hybrids.experiment.study import cpu_seconds, draw, table, trained
+from hybrids.experiment.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 
 LOSSES = {
     "non-saturating": ("non_saturating", False, False),
@@ -40,11 +38,6 @@ class Study:
     samples: int
     least: dict[str, float]
     most: dict[str, float]
-
-    def accepts(self, figures: dict[str, float]) -> bool:
-        """Whether figures reach the line."""
-        reached = [figures[name] >= low for name, low in self.least.items()]
-        return all(reached + [figures[name] <= high for name, high in self.most.items()])
 
 
 STUDIES = {
@@ -73,21 +66,12 @@ def train(run: Path, data: str, loss: str, seed: int) -> None:
     trained("gan", [*words, "--device", "cpu", "--checkpoint-every", "1000"], run)
 
 
-def measure(x: Tensor, data: Data) -> dict[str, float]:
-    """Modes, KL and quality of samples."""
-    return coverage(x, data.density) if isinstance(data.density, Mixture) else stacked_coverage(x)
-
-
 def collect(out: Path, name: str) -> tuple[list[dict], list[tuple[str, Tensor]]]:
     """The figures of real examples and of every finished run on a data set, and panels of seed 0 to look at."""
     study, data = STUDIES[name], load_data(name)
-    generator = torch.Generator().manual_seed(0)
-    if data.density is not None:
-        real = data.density.sample(study.samples, generator)
-    else:
-        assert data.x is not None
-        real = data.decode(data.x[: study.samples])
-    rows: list[dict] = [{"data": name, "loss": "real", **measure(real, data)}]
+    real = real_examples(data, study.samples)
+    generator = torch.Generator()
+    rows: list[dict] = [{"data": name, "loss": "real", **mode_figures(real, data)}]
     panels = [("real", real)]
     for loss in LOSSES:
         for run in sorted(folder(out, name, loss, 0).parent.glob("seed-*")):
@@ -96,11 +80,11 @@ def collect(out: Path, name: str) -> tuple[list[dict], list[tuple[str, Tensor]]]
             summary, model = json.loads((run / "summary.json").read_text()), load(run)
             generator.manual_seed(0)
             x = torch.cat([model.sample(1000, generator=generator) for _ in range(study.samples // 1000)])
-            figures = measure(x, data)
+            figures = mode_figures(x, data)
             told = {"seed": summary["seed"], "steps": summary["steps"], "cpu_seconds": cpu_seconds(run)}
             rows.append({"data": name, "loss": loss, **told, **figures})
             if loss == CURED:
-                rows[-1]["accepted"] = study.accepts(figures)
+                rows[-1]["accepted"] = reached(figures, study.least, study.most)
             if loss == PLAIN:
                 rows[-1]["collapsed"] = figures["kl"] >= COLLAPSED
             if summary["seed"] == 0:

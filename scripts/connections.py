@@ -19,10 +19,9 @@ from torch import Tensor
 
 from hybrids import load
 from hybrids.data import Data, load_data
-from hybrids.data.points import Mixture
-from hybrids.evaluation import coverage, likelihood, stacked_coverage
+from hybrids.evaluation import likelihood
 from hybrids.experiment import refusing
-from hybrids.experiment.study import cpu_seconds, draw, table, trained
+from hybrids.experiment.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,6 @@ class Study:
     words: str
     least: dict[str, float] = field(default_factory=dict)
     most: dict[str, float] = field(default_factory=dict)
-
-    def accepts(self, figures: dict[str, float]) -> bool:
-        """Whether figures reach the line."""
-        reached = [figures[name] >= low for name, low in self.least.items()]
-        return all(reached + [figures[name] <= high for name, high in self.most.items()])
 
 
 POINTS = "--batch-size 256 --steps 6000 --loss relativistic --r1 0.05 --r2 0.05 --lr 1e-3 --critic-lr 1e-3"
@@ -81,11 +75,6 @@ def folder(out: Path, name: str, seed: int) -> Path:
     return out / name.replace(",", "").replace(" ", "-").lower() / f"seed-{seed}"
 
 
-def measure(x: Tensor, data: Data) -> dict[str, float]:
-    """Modes, KL and quality of samples."""
-    return coverage(x, data.density) if isinstance(data.density, Mixture) else stacked_coverage(x)
-
-
 def drawn(sample: Callable[..., Tensor], n: int) -> tuple[Tensor, float]:
     """n samples, and how many a second."""
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +89,7 @@ def figures_of(model: Any, data: Data) -> tuple[dict[str, float], Tensor | None]
     n, found, x = SAMPLES[data.name], {}, None
     if n:
         x, rate = drawn(model.sample, n)
-        found = {**measure(x, data), "samples_per_second": rate}
+        found = {**mode_figures(x, data), "samples_per_second": rate}
     if data.name == "digits":
         assert data.held_out is not None
         bound = likelihood(model, data.decode(data.held_out))
@@ -114,8 +103,8 @@ def collect(out: Path, data: Data) -> tuple[list[dict], list[tuple[str, Tensor]]
     panels = []
     n = SAMPLES[data.name]
     if n:
-        real = data.decode(data.x[:n]) if data.density is None else data.density.sample(n, torch.Generator())  # type: ignore[index]
-        rows.append({"data": data.name, "model": "real", **measure(real, data)})
+        real = real_examples(data, n)
+        rows.append({"data": data.name, "model": "real", **mode_figures(real, data)})
         panels.append(("real", real))
     for name, study in STUDIES.items():
         if study.data != data.name:
@@ -128,7 +117,7 @@ def collect(out: Path, data: Data) -> tuple[list[dict], list[tuple[str, Tensor]]
             figures, x = figures_of(model, data)
             rows.append({"data": data.name, "model": name, **told, **figures})
             if study.least or study.most:
-                rows[-1]["reached"] = study.accepts(figures)
+                rows[-1]["reached"] = reached(figures, study.least, study.most)
             if summary["seed"] == 0 and x is not None:
                 panels.append((f"{name}\n{figures['modes']:.0f} modes, KL {figures['kl']:.3f}", x))
             if study.recipe == "latent_diffusion":

@@ -22,18 +22,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hybrids import load
-from hybrids.data import Data, load_data
+from hybrids.data import Data
 from hybrids.evaluation import Scorer
 from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihoods import measured_times
-from hybrids.experiment import Refusal, refusing
-from hybrids.experiment.manifest import load_manifest, newest
+from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.ranks import agree, decide_on_main
 from hybrids.experiment.record import write_whole
 from hybrids.experiment.refusal import asked
 from hybrids.experiment.run_folder import lock
-
-OPTIONS = ("resolution", "channels", "skip_bad_images", "workers")
 
 
 def arguments() -> argparse.Namespace:
@@ -72,11 +69,9 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def examples(given: argparse.Namespace, settings: dict[str, Any]) -> tuple[Data, Tensor, Tensor | None]:
+def examples(given: argparse.Namespace, source: Path) -> tuple[Data, Tensor, Tensor | None]:
     """The data set, its examples as they are stored, and their labels if asked for."""
-    options = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
-    with asked("data"):
-        data = load_data(settings["data"], **options)
+    data = data_of(source)
     held_out = given.split == "held-out"
     x, labels = (data.held_out, data.held_out_labels) if held_out else (data.x, data.labels)
     if x is None or not len(x):
@@ -125,10 +120,9 @@ def table(found: dict[str, Any]) -> str:
 
 def measure(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    source = given.run if (given.run / "manifest.json").is_file() else newest(given.run / "checkpoints")
-    model = load(given.run, given.recipe, ema=not given.no_ema, device=accelerator.device)
-    assert source is not None  # load has refused it
-    data, stored, labels = examples(given, load_manifest(source)["card"]["settings"])
+    source = checkpoint_of(given.run)
+    model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
+    data, stored, labels = examples(given, source)
     cuts = [slice(i, i + given.batch_size) for i in range(0, len(stored), given.batch_size)]
 
     def of(part: slice) -> tuple[Tensor, Tensor | None]:

@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from components.samplers import SAMPLERS, Spacing
 from hybrids import Diffusion, load
-from hybrids.data import Data, load_data
+from hybrids.data import Data
 from hybrids.evaluation import agreement
-from hybrids.experiment import Refusal, refusing
-from hybrids.experiment.manifest import load_manifest, newest
+from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
+from hybrids.experiment.study import table
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64, 1000)
 DEFAULT = [name for name in SAMPLERS if name != "euler"]
-OPTIONS = ("resolution", "channels", "skip_bad_images", "workers")
 CHUNK = 250
 REAL = "training examples"
 
@@ -89,17 +88,6 @@ def draw(model: nn.Module, diffusion: Diffusion, arguments: argparse.Namespace, 
     return x, len(calls) // len(sizes)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row a setting."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def cell(value: object) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [names, ["---"] * len(names), *([cell(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Each measure over the number of evaluations, a panel for each; the dashed line is that of real examples."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -135,14 +123,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows: real examples, then every setting."""
     folder = arguments.run
-    source = folder if (folder / "manifest.json").is_file() else newest(folder / "checkpoints")
-    model = load(folder, arguments.recipe, device=arguments.device)
+    source = checkpoint_of(folder)
+    model = load(source, arguments.recipe, device=arguments.device)
     diffusion = getattr(model, "second", model)
     if not isinstance(diffusion, Diffusion):
         raise Refusal(f"{folder}: expected a diffusion, or a latent one; got a {type(model).__name__}")
-    assert source is not None  # load has refused it
-    settings = load_manifest(source)["card"]["settings"]
-    data = load_data(settings["data"], **{key: settings[key] for key in OPTIONS if settings.get(key) is not None})
+    data = data_of(source)
     if not data.is_image or data.x is None or data.held_out is None:
         raise Refusal(f"{folder}: expected a data set of images with held-out examples in memory; got {data.name}")
     held_out, real = data.decode(data.held_out[:2000]), data.decode(data.x[: arguments.samples])

@@ -1,6 +1,6 @@
 """A whole run: settings, run folder, logs, samples, moving average, checkpoints, resume."""
 
-from .loading import load, load_recipe
+from .loading import checkpoint_of, data_of, load, load_recipe
 from .refusal import Refusal, refusing
 from .run import STOPPED, experiment, main
 from .settings import Settings, parse, setting, to_yaml
@@ -11,6 +11,8 @@ __all__ = [
     "Refusal",
     "Settings",
     "Stage",
+    "checkpoint_of",
+    "data_of",
     "experiment",
     "load",
     "load_recipe",

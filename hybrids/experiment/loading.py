@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Data
+from ..data import Data, load_data
 from . import checkpoint as disk
 from .fields import settings_of
-from .refusal import Refusal
+from .refusal import Refusal, asked
 from .settings import Settings
 from .state import load_weights
 
-__all__ = ["load", "load_recipe"]
+__all__ = ["checkpoint_of", "data_of", "load", "load_recipe"]
 
 
 def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> ModuleType:
@@ -42,6 +42,23 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
     return module
 
 
+def checkpoint_of(run: str | os.PathLike[str]) -> Path:
+    """The newest checkpoint of a run folder, or the folder itself if it is a checkpoint. Raises Refusal for neither."""
+    folder = Path(run)
+    source = folder if (folder / "manifest.json").is_file() else disk.newest(folder / "checkpoints")
+    if source is None:
+        raise Refusal(f"{folder}: no valid checkpoint there (looked in {(folder / 'checkpoints').resolve()})")
+    return source
+
+
+def data_of(checkpoint: Path) -> Data:
+    """The data set that a checkpoint's run was trained on, its examples as they are, without augmentation."""
+    settings = disk.load_manifest(checkpoint)["card"]["settings"]
+    names = ("resolution", "channels", "skip_bad_images", "workers")
+    with asked("data"):
+        return load_data(settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None})
+
+
 def load(
     run: str | os.PathLike[str],
     recipe: str | os.PathLike[str] | None = None,
@@ -54,10 +71,7 @@ def load(
     recipes/; ema, whether to take the moving average where there is one; device.
     Raises Refusal where there is no valid checkpoint, or the recipe now builds other networks.
     """
-    folder = Path(run)
-    source = folder if (folder / "manifest.json").is_file() else disk.newest(folder / "checkpoints")
-    if source is None:
-        raise Refusal(f"{folder}: no valid checkpoint there (looked in {(folder / 'checkpoints').resolve()})")
+    source = checkpoint_of(run)
     saved = disk.read(source, rank=0)
     module = load_recipe(str(saved.card["recipe"]), recipe)
     settings = _settings(module, saved.card["settings"])

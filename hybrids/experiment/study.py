@@ -3,17 +3,20 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ..data import Data, Mixture
+from ..evaluation import coverage, stacked_coverage
 from .loading import load_recipe
 from .pictures import picture
 from .run import experiment
 from .settings import parse
 
-__all__ = ["cpu_seconds", "draw", "table", "trained"]
+__all__ = ["cpu_seconds", "draw", "mode_figures", "reached", "real_examples", "table", "trained"]
 
 
 def cpu_seconds(run: Path) -> float:
@@ -37,6 +40,26 @@ def trained(recipe: str, words: Sequence[str], run: Path) -> None:
     (run / "cpu_seconds.json").write_text(json.dumps(cpu_seconds(run) + time.process_time() - start) + "\n")
     if code:
         sys.exit(code)
+
+
+def real_examples(data: Data, n: int) -> Tensor:
+    """n examples as models see them: drawn where the data has a density, else the first of its training set."""
+    if data.density is not None:
+        return data.density.sample(n, torch.Generator().manual_seed(0))
+    assert data.x is not None
+    return data.decode(data.x[:n])
+
+
+def mode_figures(x: Tensor, data: Data) -> dict[str, float]:
+    """How samples lie among the modes of a mixture, or of stacked digits."""
+    return coverage(x, data.density) if isinstance(data.density, Mixture) else stacked_coverage(x)
+
+
+def reached(figures: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> bool:
+    """Whether figures are at least, and at most, what is asked of them by name."""
+    return all(figures[name] >= low for name, low in least.items()) and all(
+        figures[name] <= high for name, high in most.items()
+    )
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
