@@ -82,6 +82,8 @@ def drawing(arguments: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
             errors.append(f"{flag}: {type(model).__name__} has no such thing")
         elif name in GUIDING and label is None:
             errors.append(f"{flag}: there is nothing to guide by without --label")
+        elif name in GUIDING[1:] and options.get("guidance_scale", 1.0) == 1.0:
+            errors.append(f"{flag}: changes nothing without guidance; give --guidance-scale other than 1")
     if errors:
         raise Refusal(errors)
     if "sampler" in options:

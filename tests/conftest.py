@@ -10,8 +10,8 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-# Small players that the tests of one process and those of two ranks share.
-sys.path.insert(0, str(REPOSITORY / "tests" / "game"))
+# Small players that the tests of one process and those of two ranks share, and known denoisers.
+sys.path[:0] = [str(REPOSITORY / "tests" / folder) for folder in ("game", "common")]
 # Runs are compared to the bit, and subprocesses get one thread too.
 torch.set_num_threads(1)
 

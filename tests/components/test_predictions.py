@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from answers import said, seen
 from torch import nn
 
 from components.denoisers import Denoiser, Estimate
@@ -38,19 +39,6 @@ def seed():
     torch.manual_seed(0)
 
 
-def said(prediction, x, x_t, alpha, sigma):
-    """What a network of this parameterization says when it means x."""
-    epsilon, noise = (x_t - alpha * x) / sigma, sigma / alpha
-    skip, out = D**2 / (noise**2 + D**2), noise * D / (noise**2 + D**2).sqrt()
-    return {
-        "epsilon": epsilon,
-        "sample": x,
-        "v_prediction": alpha * epsilon - sigma * x,
-        "flow": epsilon - x,
-        "edm": (x - skip * x_t / alpha) / out,
-    }[prediction]
-
-
 class Best(nn.Module):
     """A backbone that means best_x(x_t, α, σ), and remembers what it was shown."""
 
@@ -61,11 +49,8 @@ class Best(nn.Module):
     def forward(self, shown, t, cond=None):
         self.shown = shown
         alpha, sigma = (over(c, shown) for c in self.schedule.alpha_sigma(t))
-        if self.prediction == "edm":
-            x_t = shown * (sigma**2 + (alpha * D) ** 2).sqrt()
-        else:
-            x_t = shown * (alpha**2 + sigma**2).sqrt() if self.schedule.exploding else shown
-        output = said(self.prediction, self.best_x(x_t, alpha, sigma), x_t, alpha, sigma)
+        x_t = seen(self.prediction, shown, alpha, sigma, self.schedule.exploding, D)
+        output = said(self.prediction, self.best_x(x_t, alpha, sigma), x_t, alpha, sigma, D)
         return output if self.extra is None else torch.cat([output, self.extra.expand_as(output)], dim=1)
 
 
@@ -107,7 +92,7 @@ def test_the_target_is_what_the_output_should_have_been(prediction, schedule):
     target = Estimate(x_t, alpha, sigma, prediction, torch.zeros_like(x), D).target(x, epsilon)
     found = Estimate(x_t, alpha, sigma, prediction, target, D)
     torch.testing.assert_close(found.mean, x, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(target, said(prediction, x, x_t, a, s), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(target, said(prediction, x, x_t, a, s, D), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction, weight", [

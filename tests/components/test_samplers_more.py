@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from answers import ON_EACH, generator, said, schedules, seen
 from torch import nn
 
 from components.conditions import Guided
@@ -21,15 +22,9 @@ from components.samplers import (
     time_grid,
 )
 from components.schedules import (
-    BetaSchedule,
     CosineSchedule,
     EDMSchedule,
-    FlowSchedule,
-    LearnedSchedule,
     LogSNRLinearSchedule,
-    ShiftedSchedule,
-    VarianceExplodingSchedule,
-    VariancePreservingSchedule,
     over,
 )
 from hybrids import Diffusion
@@ -43,29 +38,6 @@ def seed():
     torch.manual_seed(0)
 
 
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-def schedules():
-    """One of each kind, by name."""
-    return {
-        "log-SNR linear": LogSNRLinearSchedule(8.0, -6.0),
-        "cosine": CosineSchedule(),
-        "cosine, truncated": CosineSchedule(9.0, -9.0),
-        "table": BetaSchedule(),
-        "table to pure noise": BetaSchedule(rescale_betas_zero_snr=True),
-        "variance preserving": VariancePreservingSchedule(),
-        "exploding": VarianceExplodingSchedule(),
-        "EDM": EDMSchedule(),
-        "flow": FlowSchedule(),
-        "flow, shifted": ShiftedSchedule(FlowSchedule(), 3.0),
-        "exploding, shifted": ShiftedSchedule(VarianceExplodingSchedule(), 2.0),
-        "learned": LearnedSchedule(8.0, -6.0),
-    }
-
-
-ON_EACH = pytest.mark.parametrize("schedule", schedules().values(), ids=schedules().keys())
 EVERY = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
@@ -95,26 +67,11 @@ class Said(nn.Module):
         super().__init__()
         self.schedule, self.prediction, self.sigma_data = schedule, prediction, sigma_data
 
-    def forward(self, seen, t, cond=None):
-        alpha, sigma = (over(c, seen) for c in self.schedule.alpha_sigma(t))
-        scale = (alpha**2 + sigma**2).sqrt()
-        if self.prediction == "edm":
-            x_t = seen * ((alpha * self.sigma_data) ** 2 + sigma**2).sqrt()
-        else:
-            x_t = seen * scale if self.schedule.exploding else seen
-        x = torch.sin(x_t / scale)
-        epsilon = (x_t - alpha * x) / sigma
-        noise = sigma / alpha
-        skip = self.sigma_data**2 / (noise**2 + self.sigma_data**2)
-        return {
-            "sample": lambda: x,
-            "epsilon": lambda: epsilon,
-            "v_prediction": lambda: alpha * epsilon - sigma * x,
-            "flow": lambda: epsilon - x,
-            "edm": lambda: (
-                (x - skip * x_t / alpha) / (noise * self.sigma_data / (noise**2 + self.sigma_data**2).sqrt())
-            ),
-        }[self.prediction]()
+    def forward(self, shown, t, cond=None):
+        alpha, sigma = (over(c, shown) for c in self.schedule.alpha_sigma(t))
+        x_t = seen(self.prediction, shown, alpha, sigma, self.schedule.exploding, self.sigma_data)
+        x = torch.sin(x_t / (alpha**2 + sigma**2).sqrt())
+        return said(self.prediction, x, x_t, alpha, sigma, self.sigma_data)
 
 
 @EVERY

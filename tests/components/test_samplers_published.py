@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from answers import ON_EACH, Smooth, generator, schedules
 from torch import nn
 
 from components.denoisers import Denoiser
@@ -26,11 +27,8 @@ from components.schedules import (
     CosineSchedule,
     EDMSchedule,
     FlowSchedule,
-    LearnedSchedule,
     LogSNRLinearSchedule,
     ShiftedSchedule,
-    VarianceExplodingSchedule,
-    VariancePreservingSchedule,
     over,
 )
 
@@ -40,38 +38,6 @@ F64 = torch.float64
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-def schedules():
-    """One of each kind, by name."""
-    return {
-        "log-SNR linear": LogSNRLinearSchedule(8.0, -6.0),
-        "cosine": CosineSchedule(),
-        "cosine, truncated": CosineSchedule(9.0, -9.0),
-        "table": BetaSchedule(),
-        "table to pure noise": BetaSchedule(rescale_betas_zero_snr=True),
-        "variance preserving": VariancePreservingSchedule(),
-        "exploding": VarianceExplodingSchedule(),
-        "EDM": EDMSchedule(),
-        "flow": FlowSchedule(),
-        "flow, shifted": ShiftedSchedule(FlowSchedule(), 3.0),
-        "exploding, shifted": ShiftedSchedule(VarianceExplodingSchedule(), 2.0),
-        "learned": LearnedSchedule(8.0, -6.0),
-    }
-
-
-ON_EACH = pytest.mark.parametrize("schedule", schedules().values(), ids=schedules().keys())
-
-
-class Smooth(nn.Module):
-    """A network that means nothing: the same smooth function of x_t and t for every framework."""
-
-    def forward(self, x_t, t, cond=None):
-        return torch.tanh(1.3 * x_t + over(torch.as_tensor(t, dtype=F64), x_t)) + 0.2 * x_t
 
 
 class Mild(nn.Module):

@@ -361,7 +361,8 @@ def test_data_s_own_levels_are_on_its_grid():
     """What data sets decode is not refused, in float32, at every number of levels."""
     for levels in (2, 17, 256):
         data = Data.from_tensor(grid(levels, torch.zeros(1)).view(-1, 1, 1, 1), levels=levels)
-        likelihood(gaussian(levels=levels, shape=(1, 1, 1)), data.decode(data.x), draws=1)
+        found = likelihood(gaussian(levels=levels, shape=(1, 1, 1)), data.decode(data.x), draws=1)
+        assert math.isfinite(found["nats"]) and found["levels"] == levels
 
 
 def test_a_gaussian_of_vectors_agrees_with_the_one_of_shapes():

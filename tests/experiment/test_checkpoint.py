@@ -668,9 +668,12 @@ def test_a_second_holder_is_refused_while_the_first_lives(tmp_path):
 
 def test_only_the_main_process_locks(tmp_path, monkeypatch):
     with lock(tmp_path):
+        with pytest.raises(Refusal, match="is in use"), lock(tmp_path):
+            pass
         monkeypatch.setenv("RANK", "1")
         with lock(tmp_path):
-            pass
+            entered = True
+    assert entered
 
 
 @pytest.mark.slow

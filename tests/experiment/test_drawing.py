@@ -100,6 +100,8 @@ def test_a_latent_model_hands_the_sampler_to_its_second_stage(tmp_path, few_digi
     (["--label", 10], "--label 10: expected 0 to 9"),
     (["--guidance-rescale", 0.5], "--guidance-rescale: there is nothing to guide by without --label"),
     (["--guidance-interval", 0.1, 0.9], "--guidance-interval: there is nothing to guide by without --label"),
+    (["--label", 1, "--guidance-rescale", 0.5], "--guidance-rescale: changes nothing without guidance; give --guida"),
+    (["--label", 1, "--guidance-scale", 1, "--guidance-interval", 0.1, 0.9], "--guidance-interval: changes nothing"),
     (["--label", 1, "--guidance-scale", 2, "--guidance-interval", 0.9, 0.1], "interval must be (low, high) with"),
     (["--eta", 0.5], "--eta goes with --sampler ddim; got --sampler None"),
     (["--eta", 0.5, "--sampler", "heun"], "--eta goes with --sampler ddim; got --sampler heun"),

@@ -82,7 +82,11 @@ def test_a_frozen_network_may_be_listed_by_two():
         Player(lambda x, m=m: Terms(a=m(x)[:, 0]), [m], optimizer=SGD, name=name)
         for name, m in (("one", one), ("two", two))
     ]
-    play(players)
+    before = [{name: p.clone() for name, p in m.named_parameters()} for m in (one, two)]
+    play(players, [torch.randn(4, 2)])
+    for old, m in zip(before, (one, two)):
+        moved = {name for name, p in m.named_parameters() if not torch.equal(p, old[name])}
+        assert moved == {"1.weight", "1.bias"}
 
 
 def test_using_what_another_moves_is_refused():

@@ -317,7 +317,8 @@ def fitting(timesteps=4, latent=Z, schedule=None, variance="small", timed=True, 
 
 def test_what_fits_is_taken():
     for options in ({}, {"latent": None}, {"timesteps": 1, "timed": False}, {"schedule": BetaSchedule()}):
-        fitting(**options)
+        model = fitting(**options)
+        assert model.sample(2).shape == (2, D) and model.loss(torch.randn(2, D)).total.isfinite()
 
 
 @pytest.mark.parametrize("options, message", [

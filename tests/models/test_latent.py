@@ -214,7 +214,9 @@ def test_latents_of_three_channels_are_no_images():
     with torch.no_grad():
         model.first.encoder.last.bias[:3] = 9.0
     stored = model.cache(few())
-    list(train(Player(model.latent_loss, [model.second]), stored.batches(8), Accelerator(cpu=True), 2))
+    assert model.first.encode(few().decode(few().x)).mean.abs().max() > 1
+    played = list(train(Player(model.latent_loss, [model.second]), stored.batches(8), Accelerator(cpu=True), 2))
+    assert len(played) == 2 and all(value.isfinite() for _, logs in played for value in logs.values())
 
 
 def test_images_that_are_too_many_for_memory_are_decoded_once():

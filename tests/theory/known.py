@@ -3,6 +3,7 @@
 import math
 
 import torch
+from answers import said, seen
 from torch import nn
 
 from components.analytic import GaussianMean
@@ -108,19 +109,6 @@ def gauss_legendre(n):
 # Networks
 
 
-def said(prediction, x, x_t, alpha, sigma):
-    """What a network of this parameterization says when it means x."""
-    epsilon, noise = (x_t - alpha * x) / sigma, sigma / alpha
-    skip, out = SIGMA_DATA**2 / (noise**2 + SIGMA_DATA**2), noise * SIGMA_DATA / (noise**2 + SIGMA_DATA**2).sqrt()
-    return {
-        "epsilon": epsilon,
-        "sample": x,
-        "v_prediction": alpha * epsilon - sigma * x,
-        "flow": epsilon - x,
-        "edm": (x - skip * x_t / alpha) / out,
-    }[prediction]
-
-
 class Saying(nn.Module):
     """A backbone that means what another says of x, in any parameterization and from what each is shown."""
 
@@ -131,8 +119,8 @@ class Saying(nn.Module):
     def forward(self, shown, t, cond=None):
         alpha, sigma = (over(c, shown) for c in self.schedule[0].alpha_sigma(t))
         scale = (alpha**2 + sigma**2).sqrt() if self.schedule[0].exploding else torch.ones_like(alpha)
-        x_t = shown * ((sigma**2 + (alpha * SIGMA_DATA) ** 2).sqrt() if self.prediction == "edm" else scale)
-        return said(self.prediction, self.mean(x_t / scale, t), x_t, alpha, sigma)
+        x_t = seen(self.prediction, shown, alpha, sigma, self.schedule[0].exploding, SIGMA_DATA)
+        return said(self.prediction, self.mean(x_t / scale, t), x_t, alpha, sigma, SIGMA_DATA)
 
 
 def denoiser(prediction, mean, schedule, **settings):

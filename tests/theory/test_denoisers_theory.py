@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from known import COVARIANCE, F64, PREDICTIONS, M, denoiser, estimate, gaussian, gaussian_points, pairs, said
+from answers import said
+from known import COVARIANCE, F64, PREDICTIONS, SIGMA_DATA, M, denoiser, estimate, gaussian, gaussian_points, pairs
 
 from components.analytic import GaussianMean, MixtureMean
 from components.denoisers import Denoiser
@@ -46,7 +47,7 @@ def test_every_view_of_an_estimate_is_exact_given_another(row):
         a, s = over(alpha, x), over(sigma, x)
         x_t = a * x + s * epsilon
         for prediction in PREDICTIONS:
-            found = estimate(prediction, x_t, alpha, sigma, said(prediction, x, x_t, a, s))
+            found = estimate(prediction, x_t, alpha, sigma, said(prediction, x, x_t, a, s, SIGMA_DATA))
             seen = {
                 "x̂": found.mean - x,
                 "ε̂": found.epsilon - epsilon,

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from answers import Smooth
 from known import COVARIANCE, F64, M
 from torch import nn
 
@@ -22,7 +23,6 @@ from components.schedules import (
     LogSNRLinearSchedule,
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
-    over,
 )
 
 LINE = LogSNRLinearSchedule(5.0, -5.0)
@@ -32,13 +32,6 @@ MEAN, STD = 0.8, 0.5
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-class Smooth(nn.Module):
-    """A network that means nothing."""
-
-    def forward(self, x_t, t, cond=None):
-        return torch.tanh(1.3 * x_t + over(torch.as_tensor(t, dtype=F64), x_t)) + 0.2 * x_t
 
 
 def gaussian(schedule, mean, covariance):
