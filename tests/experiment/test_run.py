@@ -163,6 +163,7 @@ def test_another_seed_is_another_run(tmp_path, few_digits):
 # Resume.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
     [(name, "--accumulation 2") for name in TINY]
@@ -305,6 +306,7 @@ def test_a_run_of_two_stages_resumes_in_either(tmp_path, few_digits):
 # Bringing a run back.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_load_brings_back_the_model_of_the_grid(name, tmp_path, few_digits):
     """`hybrids.load(run)` is the average whose samples are the grid's, in eval mode and frozen."""

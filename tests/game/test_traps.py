@@ -409,6 +409,7 @@ def test_trap_21_the_average_is_the_formula_with_its_warm_up():
     assert not any(p.requires_grad for p in ema.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_trap_21_a_run_updates_it_once_a_step_and_never_puts_it_into_the_model(name, tmp_path, monkeypatch, few_digits):
     """Trap 21: averages updated on the discriminator's turn, or left in place after sampling. Guard: one update a step;
@@ -433,6 +434,7 @@ def test_trap_21_a_run_updates_it_once_a_step_and_never_puts_it_into_the_model(n
     assert any(not torch.equal(average[key], busy[f"model.{key}"]) for key in average)
 
 
+@pytest.mark.slow
 def test_trap_22_names_know_nothing_of_wrappers(tmp_path, few_digits):
     """Trap 22: `module.` and `_orig_mod.` in saved names keep checkpoints from crossing modes. Guard: unwrapped names,
     also of a network that `torch.compile` wrapped."""

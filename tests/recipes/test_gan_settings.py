@@ -85,6 +85,7 @@ def script(name, monkeypatch):
     return study
 
 
+@pytest.mark.slow
 def test_the_study_of_collapse_writes_its_table_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
     study = script("collapse", monkeypatch)
     for data, each in study.STUDIES.items():

@@ -131,8 +131,9 @@ def mixture_64():
     "density, schedule, first",
     [
         (gaussians_8(), LogSNRLinearSchedule(18.0, -10.0), 0.0), (gaussians_25(), VariancePreservingSchedule(), 1e-5),
-        (gaussians_25(), FlowSchedule(), 1e-5), (mixture_64(), LogSNRLinearSchedule(13.3, -10.0), 0.0),
-        (mixture_64(), FlowSchedule(), 1e-5),
+        (gaussians_25(), FlowSchedule(), 1e-5),
+        pytest.param(mixture_64(), LogSNRLinearSchedule(13.3, -10.0), 0.0, marks=pytest.mark.slow),
+        pytest.param(mixture_64(), FlowSchedule(), 1e-5, marks=pytest.mark.slow),
     ],
     ids=["8 Gaussians", "25, continuous", "25, flow", "64 dimensions", "64 dimensions, flow"],
 )  # fmt: skip
