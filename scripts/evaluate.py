@@ -1,10 +1,12 @@
-"""Measure a run on data it was not trained on: the likelihood, with its parts and standard errors.
+"""Measure a run on data it was not trained on: the likelihood, with its parts and standard errors, or its samples.
 
     python scripts/evaluate.py RUN --likelihood [--importance-samples 100] [--ode] [--examples 200] [--out FILE.json]
     accelerate launch --num_processes 4 scripts/evaluate.py RUN --likelihood      # the same numbers, sooner
+    python scripts/evaluate.py RUN --metrics [frechet recall ...] [--samples 2000]     # as in scripts/compare.py
 
 Chunks of examples are dealt to the processes, each with noise of its own number, so their number changes nothing. What
-is finished is kept beside --out: an evaluation that was killed goes on when it is started again.
+is finished is kept beside --out: an evaluation that was killed goes on when it is started again. --metrics is one
+process's work.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import math
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ from tqdm import tqdm
 
 from hybrids import load
 from hybrids.data import Data
-from hybrids.evaluation import Scorer
+from hybrids.evaluation import METRICS, Figure, Scorer, measure
 from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihoods import measured_times
+from hybrids.evaluation.metrics import LEAST_SAMPLES
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.ranks import agree, decide_on_main
 from hybrids.experiment.record import write_whole
@@ -37,6 +41,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.")
     add = parser.add_argument
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
+    add("--metrics", nargs="*", metavar="NAME", help="metrics of samples, latents and cost: these, or all there are")
+    add("--samples", type=int, default=2000, help="drawn for --metrics (2000)")
     add("--likelihood", action="store_true", help="the bound on -log p(x), in nats and bits/dim, with its parts")
     add("--every-level", action="store_true", help="sum the bound over all levels, instead of drawing them")
     add("--draws", type=int, default=4096, help="examples that random levels are averaged over, at least (4096)")
@@ -56,12 +62,13 @@ def arguments() -> argparse.Namespace:
     add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
     add("--device", choices=("auto", "cpu"), default="auto", help="where to compute (auto)")
     add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
-    add("--out", type=Path, help="the numbers, as JSON; default RUN/evaluation.json")
+    add("--out", type=Path, help="the numbers, as JSON; default RUN/evaluation.json, of --metrics RUN/measured.json")
     given = parser.parse_args()
     given.likelihood |= given.ode or given.importance_samples > 0
-    if not given.likelihood:
-        parser.error("nothing to measure: give --likelihood")
-    for name, least in (("batch_size", 1), ("draws", 1), ("importance_samples", 0), ("examples", 1), ("ode_steps", 1)):
+    if given.likelihood == (given.metrics is not None):
+        parser.error("nothing to measure, or two things: give --likelihood or --metrics")
+    least_of = {"batch_size": 1, "draws": 1, "importance_samples": 0, "examples": 1, "ode_steps": 1}
+    for name, least in {**least_of, "samples": LEAST_SAMPLES}.items():
         if (value := getattr(given, name)) is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
     if not given.tolerance > 0:
@@ -118,7 +125,48 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
 
-def measure(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
+def metrics_table(found: dict[str, Figure]) -> str:
+    """A line for each metric: value, interval, floor, what it is."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    rows = [("metric", "value", "95% interval", "floor", "unit")]
+    for name, figure in found.items():
+        interval = "" if figure.low is None else f"{number(figure.low)} to {number(figure.high)}"
+        rows.append((name, number(figure.value), interval, number(figure.floor), METRICS[name].unit))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None:
+    """--metrics, on the main process."""
+    if not accelerator.is_main_process:
+        return
+    source = checkpoint_of(given.run)
+    model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
+    with asked(f"--metrics of {given.run}"):
+        found = measure(
+            model,
+            data_of(source),
+            accelerator.device,
+            samples=given.samples,
+            seed=given.seed,
+            metrics=given.metrics or None,
+        )
+    out = given.out or folder_of(source) / "measured.json"
+    card = {"checkpoint": source.name, "samples": given.samples, "seed": given.seed}
+    figures = {name: {**asdict(figure), "says": METRICS[name].says} for name, figure in found.items()}
+    write_whole(out, json.dumps({"run": str(given.run), "settings": card, "metrics": figures}, indent=2) + "\n")
+    print(f"{metrics_table(found)}\n{out}")
+
+
+def folder_of(source: Path) -> Path:
+    """The run folder of a checkpoint."""
+    return source.parent.parent if source.parent.name == "checkpoints" else source
+
+
+def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     source = checkpoint_of(given.run)
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
@@ -129,9 +177,9 @@ def measure(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStac
         x = data.decode(stored[part]).to(accelerator.device)
         return x, None if labels is None else labels[part].to(accelerator.device)
 
-    folder = source.parent.parent if source.parent.name == "checkpoints" else source
-    out = given.out or folder / "evaluation.json"
-    card = {name: value for name, value in vars(given).items() if name not in ("run", "out", "device", "recipe")}
+    out = given.out or folder_of(source) / "evaluation.json"
+    others = ("run", "out", "device", "recipe", "metrics", "samples")
+    card = {name: value for name, value in vars(given).items() if name not in others}
     card |= {"checkpoint": source.name, "digest": hashlib.sha256((source / "manifest.json").read_bytes()).hexdigest()}
     card = json.loads(json.dumps(card | {"data": data.name, "found": len(stored)}))
     chunks = Chunks(out.with_name(f".{out.name}.parts"), card)
@@ -183,7 +231,10 @@ def main() -> None:
     accelerator = Accelerator(cpu=given.device == "cpu")
     try:
         with refusing(), ExitStack() as stack:
-            measure(given, accelerator, stack)
+            if given.metrics is None:
+                measure_likelihood(given, accelerator, stack)
+            else:
+                measure_samples(given, accelerator)
     finally:
         accelerator.end_training()
 

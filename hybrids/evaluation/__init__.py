@@ -7,9 +7,23 @@ import torch
 from ..data import Data, Mixture
 from .importance import importance_weighted
 from .likelihoods import Scorer, likelihood
+from .metrics import METRICS, Figure, Metric, measure, measured_real
 from .samples import agreement, coverage, stacked_coverage
 
-__all__ = ["Scorer", "agreement", "coverage", "evaluate", "importance_weighted", "likelihood", "stacked_coverage"]
+__all__ = [
+    "METRICS",
+    "Figure",
+    "Metric",
+    "Scorer",
+    "agreement",
+    "coverage",
+    "evaluate",
+    "importance_weighted",
+    "likelihood",
+    "measure",
+    "measured_real",
+    "stacked_coverage",
+]
 
 
 def evaluate(

@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from hybrids import experiment
+from hybrids import experiment, load
+from hybrids.data import load_data
+from hybrids.evaluation import measure
 from hybrids.experiment import load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -185,7 +188,7 @@ def test_what_cannot_be_measured_is_refused_without_a_traceback(evaluate, vae, d
         ((vae, "--ode"), "flow needs a Diffusion, or a VAE whose prior is one; got VAE"),
         ((tmp_path / "nothing", "--likelihood"), "no valid checkpoint there"),
         ((ddpm, "--likelihood", "--labels"), "--labels: 8-gaussians has none"),
-        ((vae,), "nothing to measure: give --likelihood"),
+        ((vae,), "nothing to measure, or two things: give --likelihood or --metrics"),
         ((vae, "--likelihood", "--batch-size", 0), "--batch-size must be at least 1; got 0"),
         ((vae, "--likelihood", "--importance-times"), "importance_times are of a Diffusion; got VAE"),
     ):
@@ -195,3 +198,23 @@ def test_what_cannot_be_measured_is_refused_without_a_traceback(evaluate, vae, d
     # Two ranks are refused alike, and none is left waiting.
     process = start(gan, "--likelihood", "--out", tmp_path / "x.json", processes=2)
     assert said_by(process, expect=1).count("refused: --likelihood") == 1
+
+
+# Metrics of samples.
+
+
+def test_metrics_are_those_of_measure(evaluate, vae, tmp_path):
+    said = evaluate(vae, "--metrics", "frechet", "high_frequency", "--samples", 64, "--out", tmp_path / "m.json")
+    written = found(tmp_path / "m.json")["metrics"]
+    assert set(written) == {"frechet", "high_frequency"} and f"{written['frechet']['value']:.4g}" in said
+    same = measure(
+        load(vae, device="cpu"), load_data("digits", 8), torch.device("cpu"), samples=64, metrics=("frechet",)
+    )
+    assert written["frechet"]["value"] == same["frechet"].value
+    for argv, message in (
+        (("--metrics", "frechett"), "did you mean frechet?"),
+        (("--metrics", "wasserstein"), "metric wasserstein cannot be had"),
+        (("--metrics", "--samples", 3), "--samples must be at least"),
+        (("--metrics", "--likelihood"), "nothing to measure, or two things"),
+    ):
+        assert message in evaluate(vae, *argv, expect=2)

@@ -1,0 +1,97 @@
+"""Real examples that samples are compared with, the same for every model of a comparison."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Data
+from .features import Features, Pixels, fingerprint
+from .figures import Unavailable
+from .neighbours import Neighbours, nearest
+
+__all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "real_examples", "reference"]
+
+LEAST_SAMPLES = 16
+"""Fewer are compared with nothing: the floors of all distances would drown whatever they say."""
+MOST_TRAINING, MOST_NEAREST = 60_000, 2000
+"""Examples among which the nearest is looked for, and for how many."""
+
+
+def real_examples(data: Data, index: Tensor) -> Tensor:
+    """Training examples at an index (B,), as models see them, whether in memory or decoded now.
+
+    Raises Unavailable for data of which only the shape is known.
+    """
+    if data.x is not None:
+        return data.decode(data.x[index])
+    if data.stream is None:
+        raise Unavailable(f"{data.name} has no examples here, only its shape")
+    pixels, bad = data.stream.read(index)
+    data.stream.skipping.add(bad)
+    return data.decode(pixels)
+
+
+class Reference:
+    """Two halves of the training examples, the same for every model, of n each: one to compare with, one for floors.
+
+    Arguments: n, at most half of the set; features, the space of distances.
+    """
+
+    def __init__(self, data: Data, n: int, features: Features) -> None:
+        self.data, self.features, self.pixels = data, features, Pixels(data.shape)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        self.n = min(n, len(data) // 2)
+        if self.n < LEAST_SAMPLES:
+            raise Unavailable(f"{data.name} has {len(data)} examples; halves of at least {LEAST_SAMPLES} are compared")
+        self.x, self.other = real_examples(data, order[: self.n]), real_examples(data, order[self.n : 2 * self.n])
+        self.kept: dict[str, Any] = {}
+
+    def floor(self, name: str, compute: Callable[[], float]) -> float:
+        """A number about the halves, computed once."""
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return self.kept[name]
+
+    @cached_property
+    def seen(self) -> Tensor:
+        return self.features(self.x)
+
+    @cached_property
+    def other_seen(self) -> Tensor:
+        return self.features(self.other)
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        return Neighbours(self.seen)
+
+    @cached_property
+    def training(self) -> Tensor:
+        """Training examples as pixels, in which memorization is looked for."""
+        index = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(1))[:MOST_TRAINING]
+        return torch.cat([self.pixels(real_examples(self.data, part)) for part in index.split(4096)])
+
+    @cached_property
+    def held_out_distance(self) -> float:
+        """The median distance of held-out examples to their nearest training example."""
+        if self.data.held_out is None:
+            raise Unavailable(f"{self.data.name} has no held-out examples to compare with")
+        held_out = self.pixels(self.data.decode(self.data.held_out[:MOST_NEAREST]))
+        return nearest(held_out, self.training).median().item()
+
+
+_REFERENCES: OrderedDict[tuple[str, int, str], Reference] = OrderedDict()
+
+
+def reference(data: Data, n: int, features: Features, most: int = 4) -> Reference:
+    """The `Reference` of that data, made once; the few last asked for are kept."""
+    key = (fingerprint(data), n, features.name)
+    if key not in _REFERENCES:
+        _REFERENCES[key] = Reference(data, n, features)
+    _REFERENCES.move_to_end(key)
+    while len(_REFERENCES) > most:
+        _REFERENCES.popitem(last=False)
+    return _REFERENCES[key]

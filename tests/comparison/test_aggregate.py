@@ -1,0 +1,143 @@
+import json
+import math
+
+import pytest
+
+from hybrids.comparison.aggregate import aggregate
+from hybrids.comparison.runs import Run, progress, timeline
+
+
+def lines(folder, *entries):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def trained(run, code=0, why=None, refused=False, step_ms=(100.0, 200.0)):
+    lines(run.folder, {"step": 10, "loss/p": 1.0, "time/step_ms": step_ms[0]},
+          {"step": 20, "loss/p": 1.0, "time/step_ms": step_ms[1]})  # fmt: skip
+    outcome = {"code": code, "why": why, "refused": refused}
+    run.folder.with_name(f"seed-{run.seed}.json").write_text(json.dumps(outcome))
+
+
+def measured(run, frechet, last, at_8=1.0):
+    run.measured.parent.mkdir(parents=True, exist_ok=True)
+    body = {
+        "figures": {"frechet": {"value": frechet, "floor": 0.1, "low": None, "high": None}},
+        "missing": {},
+        "flops_per_step": [5.0],
+        "curve": [{"step": 10, "seconds": 1.0, "images": 640, "frechet": 9.0},
+                  {"step": 20, "seconds": 3.0, "images": 1280, "frechet": last}],
+        "evaluations_curve": [{"evaluations": 1.0, "frechet": 8.0, "samples_per_second": 80.0},
+                              {"evaluations": 8.0, "frechet": at_8, "samples_per_second": 10.0}],
+    }  # fmt: skip
+    run.measured.write_text(json.dumps(body))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    entry = {"own": "", "words": ["--data", "8-gaussians"], "width": 8, "parameters": 100, "batch": 64,
+             "stages": ["a"], "lengths": [20], "split": False, "refused": None}  # fmt: skip
+    asked = {"kind": "images", "value": 1280, "samples": 100, "curve_samples": 50, "metrics": None}
+    card = {"name": "8-gaussians", "shape": [2], "classes": 0, "levels": None, "examples": 10}
+    return {"format": 1, "asked": asked, "seeds": 2, "data": card, "parameters": 100,
+            "recipes": {name: dict(entry) for name in ("vae", "gan", "ddpm", "latent_diffusion")}}  # fmt: skip
+
+
+def test_everything_that_lies_there_is_in_the_report(tmp_path, plan):
+    vae, gan = ([Run(tmp_path, name, seed) for seed in (0, 1)] for name in ("vae", "gan"))
+    for run, frechet in zip(vae, (1.0, 3.0)):
+        trained(run)
+        measured(run, frechet, last=2.0)
+    trained(gan[0])
+    measured(gan[0], math.inf, last=4.0)
+    trained(gan[1], 2, "stopped at step 20: loss of player 'critic' is not finite")
+    plan["recipes"]["ddpm"] |= {"refused": "--conditional needs labels", "lengths": None}
+    for seed in (0, 1):
+        trained(Run(tmp_path, "latent_diffusion", seed), 1, "RuntimeError: of memory")
+    report = aggregate(tmp_path, plan, {"device": "cpu"}, "compare")
+
+    recipes = {recipe["recipe"]: recipe for recipe in report["recipes"]}
+    assert [recipe["state"] for recipe in recipes.values()] == ["finished", "partial", "refused", "failed"]
+    assert recipes["ddpm"]["why"] == "--conditional needs labels" and recipes["ddpm"]["runs"] == []
+    assert recipes["gan"]["why"].startswith("seed 1: stopped at step 20")
+    assert recipes["latent_diffusion"]["why"].count("RuntimeError: of memory") == 2
+
+    summary = recipes["vae"]["summary"]
+    assert summary["frechet"]["mean"] == 2 and summary["frechet"]["worst"] == 3 and summary["frechet"]["runs"] == 2
+    # std of (1, 3) is √2.
+    assert summary["spread"]["mean"] == pytest.approx(math.sqrt(2) / 2)
+    # 10 steps of 0.1 s, 10 of 0.2 s.
+    assert summary["training_seconds"]["mean"] == pytest.approx(3.0)
+    assert summary["flops_per_step"]["mean"] == 5
+    run = recipes["vae"]["runs"][0]
+    assert (run["steps"], run["images"], run["flops"], run["run"]) == (20, 1280, 100, "runs/vae/seed-0")
+
+    # One run of the GAN diverged, the other's figure is infinite: in the run, not in the mean.
+    assert recipes["gan"]["summary"]["diverged"]["mean"] == 0.5
+    assert "frechet" not in recipes["gan"]["summary"]
+    on_disk = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert on_disk["recipes"][1]["runs"][0]["figures"]["frechet"]["value"] == "inf"
+    assert {entry["recipe"] for entry in report["adjectives"]} == {"vae", "gan"}
+
+
+def test_the_stated_quality_is_the_median_recipes(tmp_path, plan):
+    """Curves end at 2, 4 and 6; with the median, 4, two of them reach it, at their last point."""
+    plan["seeds"] = 1
+    del plan["recipes"]["latent_diffusion"]
+    for name, last in zip(plan["recipes"], (2.0, 4.0, 6.0)):
+        run = Run(tmp_path, name, 0)
+        trained(run)
+        measured(run, last, last, at_8=last)
+    runs = {r["recipe"]: r["runs"][0] for r in aggregate(tmp_path, plan, {}, "")["recipes"]}
+    for name in ("vae", "gan"):
+        assert runs[name]["figures"]["seconds_to_quality"]["value"] == 3.0
+        assert runs[name]["figures"]["rate_at_quality"]["value"] == 10.0
+    assert "seconds_to_quality" not in runs["ddpm"]["figures"]
+    assert runs["ddpm"]["missing"]["seconds_to_quality"] == "never reaches a Fréchet distance of 4"
+
+
+def test_a_run_that_was_not_measured_says_so(tmp_path, plan):
+    plan["seeds"], plan["recipes"] = 1, {"vae": plan["recipes"]["vae"]}
+    run = Run(tmp_path, "vae", 0)
+    trained(run)
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert recipe["state"] == "failed" and "not measured: the comparison was stopped before" in recipe["why"]
+    run.measured.parent.mkdir()
+    run.measured.with_name("vae-seed-0.failed.json").write_text(json.dumps({"why": "of memory"}))
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert "not measured: of memory" in recipe["why"]
+
+
+def test_progress_and_time_are_read_from_the_log(tmp_path):
+    assert progress(tmp_path) == 0 and timeline(tmp_path) == []
+    lines(tmp_path, {"step": 5, "time/step_ms": 20.0}, {"step": 5, "evaluation/x": 1.0},
+          {"step": 10, "time/step_ms": 10.0})  # fmt: skip
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "time')
+    assert progress(tmp_path) == 10
+    assert timeline(tmp_path) == [(5, pytest.approx(0.1)), (10, pytest.approx(0.15))]
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "refused"),
+    [
+        ("refused: data: no labels\n", 2, True),
+        ("refused: stopped at step 3: loss of player 'a' is not finite\n", 2, False),
+        ("Traceback\nValueError: x\n", 1, False),
+        ("", -9, False),
+    ],
+)
+def test_a_run_that_a_nan_stops_has_failed_and_was_not_refused(tmp_path, log, code, refused):
+    run = Run(tmp_path, "vae", 0)
+    run.log.parent.mkdir(parents=True)
+    run.log.write_text(log)
+    assert run.ended(code)["refused"] is refused and not run.finished()
+    assert run.ended(0)["why"] is None and run.finished()
+
+
+def test_a_recipe_that_refuses_when_it_runs_is_refused_and_has_no_runs(tmp_path, plan):
+    plan["recipes"] = {"vae": plan["recipes"]["vae"]}
+    for seed in (0, 1):
+        trained(Run(tmp_path, "vae", seed), 2, "--device cuda: there is none here", refused=True)
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert (recipe["state"], recipe["why"], recipe["runs"]) == ("refused", "--device cuda: there is none here", [])

@@ -1,0 +1,161 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = str(REPOSITORY / "scripts" / "compare.py")
+WORDS = [
+    "--data",
+    "8-gaussians",
+    "--device",
+    "cpu",
+    "--samples",
+    "64",
+    "--curve-samples",
+    "32",
+    "--parameters",
+    "20000",
+]
+FEW = ["--metrics", "frechet", "recall", "nats"]
+TIMES = {"training_seconds", "seconds_to_quality", "rate_at_quality", "samples_per_second"}
+
+
+def start(out, *words):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen([sys.executable, SCRIPT, *words, "--out", str(out)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=env)  # fmt: skip
+
+
+def compare(out, *words):
+    process = start(out, *words)
+    said, errors = process.communicate(timeout=900)
+    return process.returncode, said, errors
+
+
+def report(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def table(out):
+    """All that the report says but for times."""
+    rows = []
+    for recipe in report(out)["recipes"]:
+        for run in recipe["runs"]:
+            figures = {name: figure for name, figure in run["figures"].items() if name not in TIMES}
+            curve = [(point["step"], point["images"], point["frechet"]) for point in run["curve"]]
+            quick = [(point["evaluations"], point["frechet"]) for point in run["evaluations_curve"]]
+            told = [recipe["recipe"], recipe["state"], recipe["parameters"], run["seed"], run["steps"], run["flops"]]
+            rows.append([*told, figures, curve, quick])
+    return rows
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_ends_with_the_same_table(tmp_path):
+    """A straight comparison beside one that got SIGTERM in a run, SIGKILL in the next, SIGKILL while it measured."""
+    words = [*WORDS, *FEW, "--recipes", "vae", "latent_diffusion", "--images", "25600"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert compare(straight, *words)[0] == 0
+    runs = {name: broken / "runs" / name / "seed-0" for name in ("vae", "latent_diffusion")}
+
+    process = start(broken, *words)
+    wait_for(lambda: any(runs["vae"].glob("checkpoints/step-*")), process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "the same command goes on" in said
+    # The run has saved where it stood, unless it had just ended.
+    assert json.loads((broken / "plan.json").read_text())["recipes"]["vae"]["lengths"] == [400]
+
+    process = start(broken, *words)
+    wait_for(lambda: any(runs["latent_diffusion"].glob("checkpoints/step-*")), process)
+    process.kill()
+    process.communicate()
+    done = (broken / "runs" / "vae" / "seed-0" / "summary.json").read_text()
+
+    process = start(broken, *words)
+    wait_for((broken / "measured" / "vae-seed-0.json").is_file, process)
+    process.kill()
+    process.communicate()
+
+    code, said, errors = compare(broken, *words)
+    assert code == 0, errors
+    assert table(broken) == table(straight)
+    assert [row[:2] for row in table(broken)] == [["vae", "finished"], ["latent_diffusion", "finished"]]
+    assert (broken / "runs" / "vae" / "seed-0" / "summary.json").read_text() == done
+    assert str(broken / "report") in said
+
+    # Nothing is left to do, and nothing is done.
+    before = {
+        path: path.stat().st_mtime_ns for part in ("runs", "measured") for path in (broken / part).rglob("*.json")
+    }
+    assert compare(broken, *words)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_what_fails_and_what_is_refused_is_told_and_the_rest_goes_on(tmp_path):
+    words = [*WORDS, *FEW, "--recipes", "gan", "ddpm", "vae", "--images", "640", "--jobs", "2"]
+    words += ["--set", "gan=--lr 1e30", "--set", "ddpm=--conditional"]
+    code, said, errors = compare(tmp_path, *words)
+    assert code == 0, errors
+    recipes = {recipe["recipe"]: recipe for recipe in report(tmp_path)["recipes"]}
+    assert {name: recipe["state"] for name, recipe in recipes.items()} == {
+        "gan": "failed",
+        "ddpm": "refused",
+        "vae": "finished",
+    }
+    assert "not finite" in recipes["gan"]["why"] and "--conditional needs labels" in recipes["ddpm"]["why"]
+    assert recipes["gan"]["summary"]["diverged"]["mean"] == 1
+    for name in ("gan", "ddpm"):
+        assert f"{name}: {recipes[name]['state']}: {recipes[name]['why']}" in said
+    # nats of a VAE, which a GAN could not have had; frechet; recall.
+    assert set(recipes["vae"]["summary"]) >= {"frechet", "recall", "nats", "flops_per_step", "training_seconds"}
+    assert (tmp_path / recipes["vae"]["runs"][0]["samples"]).is_file()
+    # --report-only draws the same again, and trains nothing.
+    before = table(tmp_path)
+    assert compare(tmp_path, "--report-only")[0] == 0 and table(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_flops_buy_as_many_steps_as_they_pay_for(tmp_path):
+    code, _, errors = compare(tmp_path, *WORDS, *FEW, "--recipes", "vae", "--flops", "1e9")
+    assert code == 0, errors
+    (recipe,) = report(tmp_path)["recipes"]
+    steps, per_step = recipe["runs"][0]["steps"], recipe["summary"]["flops_per_step"]["mean"]
+    assert steps * per_step <= 1e9 < (steps + 1) * per_step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--recipes", "vae"], "expected exactly one budget; got none"),
+        (["--images", "10", "--seconds", "1"], "expected exactly one budget; got --images and --seconds"),
+        (["--images", "10", "--recipes", "vea"], "--recipes vea: there is no such recipe; did you mean vae?"),
+        (["--images", "10", "--set", "vae"], "--set 'vae': expected RECIPE="),
+        (["--report-only"], "holds no comparison"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, words, told):
+    code, _, errors = compare(tmp_path / "out", *words)
+    assert code == 2 and told in errors and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_comparisons_in_one_folder_are_refused(tmp_path):
+    from hybrids.experiment.run_folder import lock
+
+    with lock(tmp_path):
+        code, _, errors = compare(tmp_path, *WORDS, "--recipes", "vae", "--images", "640")
+    assert code == 2 and "is in use by" in errors and not (tmp_path / "plan.json").exists()

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+
+from hybrids.report.columns import Cell, Column, columns, common_floor, headlines, leader
+
+
+def column(better, *cells, real=None):
+    return Column("m", "M", "quality", better, "", "", tuple(Cell(v, None, *ends) for v, *ends in cells), Cell(real))
+
+
+@pytest.mark.parametrize(
+    ("better", "cells", "real", "first"),
+    [
+        ("lower", [(1.0, 0.9, 1.1), (1.3, 1.2, 1.4)], None, 0),
+        ("higher", [(1.0, 0.9, 1.1), (1.3, 1.2, 1.4)], None, 1),
+        ("lower", [(1.0, 0.9, 1.25), (1.3, 1.2, 1.4)], None, None),
+        ("lower", [(1.0, 0.9, 1.2), (1.3, 1.2, 1.4)], None, None),
+        # The second is apart, the third is uncertain: open.
+        ("lower", [(1.0, 0.9, 1.1), (1.3, 1.2, 1.4), (2.0, 1.0, 3.0)], None, None),
+        # Without an interval nobody knows.
+        ("lower", [(1.0, None, None), (9.0, 8.9, 9.1)], None, None),
+        ("lower", [(1.0, 0.9, 1.1), (9.0, None, None)], None, None),
+        # Diverged or missing ones are no rivals; alone there is no contest.
+        ("lower", [(1.0, 0.9, 1.1), (1.3, 1.2, 1.4), (math.nan, None, None), (None, None, None)], None, 0),
+        ("lower", [(1.0, 0.9, 1.1), (math.inf, None, None)], None, None),
+        ("neither", [(1.0, 0.9, 1.1), (1.3, 1.2, 1.4)], None, None),
+        # Distance to real: 0.02 at most 0.07 against 0.1 at least; then the interval that holds real reaches to 0.
+        ("real", [(0.98, 0.93, 1.03), (1.2, 1.1, 1.3)], 1.0, 0),
+        ("real", [(1.2, 0.8, 1.6), (1.06, 1.05, 1.07)], 1.0, None),
+        ("real", [(0.98, 0.93, 1.03), (1.2, 1.1, 1.3)], None, None),
+    ],
+)
+def test_who_leads(better, cells, real, first):
+    assert leader(column(better, *cells, real=real)) == first
+
+
+def test_cells_are_of_seeds_or_of_the_only_run(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("vae", "gan"))
+    vae = report["recipes"][0]
+    cell = {c.name: c for c in columns(report)}["frechet"].cells[0]
+    assert cell.value == vae["summary"]["frechet"]["mean"] and cell.low == vae["summary"]["frechet"]["low"]
+    assert cell.seeds == tuple(run["figures"]["frechet"]["value"] for run in vae["runs"]) and cell.planned == 3
+    one = made_up.report(tmp_path, recipes=("vae", "gan"), seeds=(5,))
+    found = {c.name: c for c in columns(one)}
+    figure = one["recipes"][0]["runs"][0]["figures"]["frechet"]
+    assert (found["frechet"].cells[0].low, found["frechet"].cells[0].high) == (figure["low"], figure["high"])
+    assert "worst_seed" not in found
+
+
+def test_the_worst_seed_is_one_that_diverged(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("vae", "gan"))
+    worst = columns(report)[-1]
+    assert worst.name == "worst_seed" and worst.axis == "stability"
+    assert worst.cells[0].value == max(run["figures"]["frechet"]["value"] for run in report["recipes"][0]["runs"])
+    report["recipes"][0]["runs"][1]["figures"]["frechet"]["value"] = math.nan
+    lost = columns(report)
+    assert math.isnan(lost[-1].cells[0].value) and lost[-1].cells[0].lost == 1
+
+
+def test_why_there_is_no_number(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("vae", "gan"))
+    report["recipes"].append(made_up.refused("wgan", "WGAN", "too small"))
+    report["recipes"][1]["runs"][0]["missing"] = {"probe": "inversion was not asked for"}
+    found = {c.name: c for c in columns(report)}
+    assert found["bits_per_dim"].cells[1].why == "the model gives neither a likelihood nor a bound of it"
+    assert found["probe"].cells[1].why == "inversion was not asked for"
+    assert found["frechet"].cells[2].why == "refused: too small"
+
+
+def test_one_headline_an_axis_that_somebody_has(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("gan",))
+    chosen = headlines(columns(report))
+    assert [c.name for c in chosen] == ["frechet", "coverage", "high_frequency", "samples_per_second", "worst_seed"]
+    assert common_floor(chosen[0]) == 0.41
