@@ -13,7 +13,7 @@ from components.conditions import drop
 from components.critics import NoiseOfPair
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
-from components.schedules import VariancePreservingSchedule
+from components.schedules import CosineSchedule, VariancePreservingSchedule
 from components.stochastic import Stochastic
 from hybrids import AdversarialDiffusion, Critic, Player, experiment, warmup_cosine
 from hybrids.data import Data
@@ -26,12 +26,16 @@ PAIRS = {
     "least_squares": losses.least_squares,
     "relativistic": losses.relativistic,
 }
+SCHEDULES = {"cosine": CosineSchedule, "variance_preserving": VariancePreservingSchedule}
 
 
 @dataclass
 class Settings(experiment.Settings):
     steps: int = 3000
     timesteps: int = setting(4, "T, the steps from noise to x: 1, 2, 4 or 8.", at_least=1)
+    schedule: Literal["cosine", "variance_preserving"] = setting(
+        "cosine", "variance_preserving, the paper's: of four steps to noise two take the last 8% of the signal."
+    )
     latent: int = setting(64, "Dimensions of the generator's own z; 0: without z, as the paper ablates.", at_least=0)
     width: int = setting(
         32, "Channels at the highest resolution; units are four times as many for points, ten with --flat.", at_least=8
@@ -63,14 +67,16 @@ def networks(settings: Settings, data: Data) -> tuple[nn.Module, nn.Module]:
         )
         return backbone, discriminator
     width = (10 if data.is_image else 4) * settings.width
-    discriminator = MLPDiscriminator(data.shape, width, timed=timed, given_features=data.shape, num_classes=classes)
+    # The larger of the two: it tells all modes apart, at every level of noise.
+    pairs = {"timed": timed, "given_features": data.shape, "num_classes": classes}
+    discriminator = MLPDiscriminator(data.shape, 2 * width, depth=4, **pairs)
     return MLP(data.shape, width, num_classes=classes), discriminator
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:
     backbone, discriminator = networks(settings, data)
     generator = Stochastic(backbone, settings.latent) if settings.latent else backbone
-    denoiser = Denoiser(generator, VariancePreservingSchedule(), "sample")
+    denoiser = Denoiser(generator, SCHEDULES[settings.schedule](), "sample")
     of_pairs = NoiseOfPair(discriminator, denoiser.schedule, settings.timesteps)
     critic = Critic(of_pairs, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
     model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)

@@ -20,7 +20,7 @@ from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.heads import NormalHead
-from components.schedules import VariancePreservingSchedule
+from components.schedules import CosineSchedule
 from components.stochastic import Stochastic
 from hybrids import AdversarialDiffusion, Autoencoder, Critic, LatentModel, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
@@ -43,7 +43,7 @@ class Settings(experiment.Settings):
     timesteps: int = setting(4, "T, the steps from noise to a latent: 1, 2, 4 or 8.", at_least=1)
     noise: int = setting(64, "Dimensions of the generator's own z.", at_least=1)
     loss: Literal["non_saturating", "relativistic"] = setting("non_saturating", "The pair of losses.")
-    r1: float = setting(0.5, "γ of R1, on the critic's less noisy latent; falls to 0 by a cosine.", at_least=0)
+    r1: float = setting(0.5, "γ of R1, on the critic's less noisy latent.", at_least=0)
     r2: float = setting(0.0, "γ of R2, the same on fakes; with relativistic, as much as γ of R1.", at_least=0)
     conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
     label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
@@ -66,11 +66,11 @@ def latent_gan(s: Settings, shape: tuple[int, ...], classes: int | None) -> Adve
     of_pairs = {"num_classes": classes, "timed": s.timesteps > 1}
     if len(shape) == 1:
         backbone = MLP(*shape, 10 * s.width, num_classes=classes)
-        discriminator = MLPDiscriminator(*shape, 10 * s.width, given_features=shape[0], **of_pairs)
+        discriminator = MLPDiscriminator(*shape, 20 * s.width, depth=4, given_features=shape[0], **of_pairs)
     else:
         backbone = UNet(shape, 2 * s.width, num_classes=classes)
         discriminator = ResidualDiscriminator(shape, 2 * s.width, given_channels=shape[0], **of_pairs)
-    denoiser = Denoiser(Stochastic(backbone, s.noise), VariancePreservingSchedule(), "sample")
+    denoiser = Denoiser(Stochastic(backbone, s.noise), CosineSchedule(), "sample")
     critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), PAIRS[s.loss], s.r1, s.r2)
     return AdversarialDiffusion(denoiser, critic, shape, s.timesteps, s.noise)
 
@@ -83,10 +83,9 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     vae = autoencoder(s, data)
     gan = latent_gan(s, vae.latent, classes)
     model = LatentModel(vae, gan, num_classes=classes, label_dropout=s.label_dropout)
-    fade, steps = warmup_cosine(0, s.steps), s.first_steps or s.steps
+    steps = s.first_steps or s.steps
 
     def judge(batch: Batch, step: int) -> Terms:
-        gan.critic.r1, gan.critic.r2 = s.r1 * fade(step), s.r2 * fade(step)
         return gan.judge(*model.seen(batch), step=step)
 
     def opponent(loss: Callable[..., Terms], module: nn.Module, lr: float, name: str) -> Player:

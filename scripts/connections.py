@@ -53,7 +53,7 @@ STUDIES = {
     ),
     "DDPM": Study("stacked-digits", "ddpm", f"{STACKED} --steps 4000 --sample-steps 1000"),
     "denoising GAN": Study(
-        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 3200", {"modes": 995}, {"kl": 0.25}
+        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 3000", {"modes": 995}, {"kl": 0.25}
     ),
     "latent diffusion": Study(
         "stacked-digits",
