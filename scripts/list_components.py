@@ -75,7 +75,9 @@ def papers(text: str) -> str:
 def tests(name: str) -> str:
     """The test file that speaks of the part most."""
     counts = {
-        path: len(re.findall(rf"\b{re.escape(name)}\b", path.read_text())) for path in (ROOT / "tests").rglob("*.py")
+        path: len(re.findall(rf"\b{re.escape(name)}\b", path.read_text()))
+        for path in (ROOT / "tests").rglob("*.py")
+        if path.parent.name != "evaluation"
     }
     best = max(sorted(counts), key=lambda path: (counts[path], path.name.startswith("test_")))
     if not counts[best]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from components.distributions import Categorical, Normal
 from hybrids.data import digits, gaussians_25, load_data, stacked_digits
-from hybrids.evaluation import agreement, coverage, evaluate, likelihood, stacked_coverage
+from hybrids.evaluation import agreement, coverage, evaluate, likelihood, measured_samples, stacked_coverage
 from hybrids.terms import Terms
 
 
@@ -177,6 +177,27 @@ def test_evaluate_leaves_the_global_random_numbers_alone_and_repeats():
     assert torch.equal(before, torch.get_rng_state()) and first == second
     assert first["bits_per_dim"] == pytest.approx(math.log2(17), rel=1e-6) and "confidence" in first
     assert all(isinstance(value, float) for value in first.values())  # TensorBoard draws them
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        x = model.sample(50, generator=generator)
+    for name, figure in measured_samples(x, data, torch.device("cpu"), metrics=("frechet", "high_frequency")).items():
+        assert first[name] == figure.value
+
+
+def test_evaluate_has_a_distance_for_any_images():
+    data = load_data("shapes", 16)
+
+    class Real(nn.Module):
+        def sample(self, n, cond=None, generator=None):
+            return data.decode(data.x[-n:])
+
+    class Grey(nn.Module):
+        def sample(self, n, cond=None, generator=None):
+            return torch.zeros(n, *data.shape)
+
+    real, grey = (evaluate(model, data, torch.device("cpu"), samples=200) for model in (Real(), Grey()))
+    assert real["frechet"] < 0.2 * grey["frechet"] and real["recall"] > 0.5 > grey["recall"]
+    assert real["high_frequency"] == pytest.approx(1, abs=0.3) and grey["high_frequency"] == 0
 
 
 def test_evaluate_scores_points_by_coverage():

@@ -21,6 +21,11 @@ COMMANDS = [
 def short(command: str, out: Path) -> list[str]:
     """The command with this Python, two steps, and its run folder below `out`."""
     words = shlex.split(command.replace("runs/", f"{out}/"))
+    if "--metrics" in words:
+        words += ["frechet", "recall", "high_frequency", "--samples", "16"]
+    if "scripts/compare.py" in words:
+        few = "--recipes vae --images 128 --samples 32 --curve-samples 16 --metrics frechet --out"
+        words[words.index("--seconds") :] = [*few.split(), str(out / "comparison")]
     if "recipes/" not in command:
         return words
     if "--help" not in command:

@@ -115,15 +115,18 @@ def distance(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[float,
     return (found["frechet"]["value"], rate) if "frechet" in found else None
 
 
-def curve_of(run: Path, batch: int, bench: Bench, samples: int) -> list[dict[str, Any]]:
-    """Quality over training time: the Fréchet distance at each kept checkpoint of the last stage.
+def curve_of(run: Path, batch: int, every: int, bench: Bench, samples: int) -> list[dict[str, Any]]:
+    """Quality over training time: the Fréchet distance at checkpoints of the last stage, each `every` steps and last.
 
-    Where the sampler can be adjusted, samples are drawn in at most CURVE_STEPS steps of SAMPLER.
+    What a stop wrote in between is left out: the curve is that of the plan. Where the sampler can be adjusted, samples
+    are drawn in at most CURVE_STEPS steps of SAMPLER.
     """
     spent, points = timeline(run), []
     for step, folder in steps_in(run / "checkpoints").items():
         progress = json.loads((folder / "progress.json").read_text())
         if progress["stage"] != len(progress["ends"]) - 1 or step <= ([0, *progress["ends"]])[-2]:
+            continue
+        if step % every and step != progress["ends"][-1]:
             continue
         model = load(folder, device=bench.device)
         found = distance(model, bench, samples, **_quick(model))
@@ -196,7 +199,7 @@ def complete(run: Run, asked: dict[str, Any]) -> bool:
 def measure_run(run: Run, entry: dict[str, Any], asked: dict[str, Any], device: torch.device) -> None:
     """Measure a finished run, but for what has been: part by part into `run.measured`, samples into `run.samples`."""
     from .budgets import flops_of_stages
-    from .plan import settings_of_plan
+    from .plan import checkpoint_every, settings_of_plan
 
     source = checkpoint_of(run.folder)
     found = kept(run.measured, key_of(source, asked))
@@ -229,7 +232,7 @@ def measure_run(run: Run, entry: dict[str, Any], asked: dict[str, Any], device: 
             flops = None
         keep(flops_per_step=flops)
     if "curve" not in found:
-        keep(curve=curve_of(run.folder, entry["batch"], bench, asked["curve_samples"]))
+        keep(curve=curve_of(run.folder, entry["batch"], checkpoint_every(entry), bench, asked["curve_samples"]))
     if "evaluations_curve" not in found:
         keep(evaluations_curve=evaluations_of(model, bench, asked["curve_samples"]))
 

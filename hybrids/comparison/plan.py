@@ -14,11 +14,13 @@ from ..experiment.stage import check_moved
 from .budgets import lengths, matched, trained_parameters
 from .options import Options, settings_asked
 
-__all__ = ["kept_plan", "make_plan", "run_words", "settings_of_plan", "with_lengths"]
+__all__ = ["checkpoint_every", "kept_plan", "make_plan", "run_words", "settings_of_plan", "with_lengths"]
 
 FORMAT = 1
 CHECKPOINTS = 6
 """Of the last stage, evenly spaced, that the curve of quality over time is measured at."""
+SPARE = 20
+"""More checkpoints than planned that are kept: each stop writes one."""
 LINES = 200
 """Of metrics.jsonl, about, whatever the number of steps."""
 
@@ -140,14 +142,19 @@ def with_lengths(out: Path, plan: dict[str, Any], recipe: str, costs: list[float
     write_whole(out / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
+def checkpoint_every(entry: dict[str, Any]) -> int:
+    """Steps between the checkpoints of a recipe whose lengths are settled."""
+    return -(-entry["lengths"][-1] // CHECKPOINTS)
+
+
 def run_words(entry: dict[str, Any], seed: int, device: str) -> list[str]:
     """The words of one run of a recipe whose lengths are settled, but for its folder."""
     steps = entry["lengths"]
     words = [*entry["words"], "--steps", str(steps[-1]), "--seed", str(seed), "--device", device]
     if entry["split"]:
         words += ["--first-steps", str(steps[0])]
-    every = -(-steps[-1] // CHECKPOINTS)
-    words += ["--checkpoint-every", str(every), "--keep-checkpoints", str(sum(steps) // every + 2)]
+    every = checkpoint_every(entry)
+    words += ["--checkpoint-every", str(every), "--keep-checkpoints", str(sum(steps) // every + SPARE)]
     return [*words, "--log-every", str(max(1, sum(steps) // LINES))]
 
 

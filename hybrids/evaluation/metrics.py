@@ -17,7 +17,7 @@ from .of_models import OF_MODELS, Subject
 from .of_samples import OF_SAMPLES, Bench
 from .reference import LEAST_SAMPLES, real_examples
 
-__all__ = ["LEAST_SAMPLES", "METRICS", "Figure", "Metric", "draw", "measure", "measured_real"]
+__all__ = ["LEAST_SAMPLES", "METRICS", "Figure", "Metric", "draw", "measure", "measured_real", "measured_samples"]
 
 ROWS = 500
 """Samples drawn at once."""
@@ -162,10 +162,27 @@ def measured_real(
     else:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         x = real_examples(data, order[len(data) // 2 :][:samples])
+    return measured_samples(x, data, device, seed=seed, features=features, cache=cache)
+
+
+def measured_samples(
+    x: Tensor,
+    data: Data,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    metrics: Collection[str] | None = None,
+    features: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+) -> dict[str, Figure]:
+    """The metrics of samples x (N, *shape) that are there, whatever drew them; those that make no sense are left out.
+
+    Raises ValueError for an unknown name, and for samples that are not finite, or of another shape.
+    """
     seen = once(lambda: features_for(data, features, cache))
     with _apart(device):
         bench = Bench(x, data, seen, device)
-        return _measured([name for name in METRICS if name not in BY_NAME], False, seed, lambda: bench, None)
+        return _measured(_names(metrics), False, seed, lambda: bench, None)
 
 
 @torch.no_grad()
