@@ -165,7 +165,7 @@ def _fit(network: nn.Sequential, data: Data, passes: int = 6, batch_size: int = 
         many = max(1, len(x) // 10)
         held_x, held_y, x, y = x[apart[:many]], y[apart[:many]], x[apart[many:]], y[apart[many:]]
     held_x, held_y = held_x[:5000], held_y[:5000]
-    steps = max(200, min(passes * len(x) // batch_size, 2000))
+    steps = max(600, min(passes * len(x) // batch_size, 2000))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
