@@ -218,3 +218,14 @@ def test_metrics_are_those_of_measure(evaluate, vae, tmp_path):
         (("--metrics", "--likelihood"), "nothing to measure, or two things"),
     ):
         assert message in evaluate(vae, *argv, expect=2)
+
+
+def test_a_latent_diffusion_is_scored_as_the_vae_whose_prior_it_is(evaluate, tmp_path):
+    words = ("--data", "digits", "--resolution", 8, "--flat", "--latent", 4, "--steps", 2, "--width", 8, "--second")
+    run = train("latent_diffusion", tmp_path / "run", *words, "diffusion")
+    evaluate(run, "--likelihood", "--examples", 16, "--draws", 16, "--out", tmp_path / "out.json")
+    values = found(tmp_path / "out.json")["likelihood"]
+    assert {"nats_distortion", "nats_posterior_entropy", "nats_prior.diffusion"} <= values.keys()
+    assert "bits_per_dim" not in values  # a density
+    other = train("latent_diffusion", tmp_path / "flow", *words, "flow")
+    assert "FlowSchedule is noiseless at t = 0" in evaluate(other, "--likelihood", "--examples", 16, expect=2)
