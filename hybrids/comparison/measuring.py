@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.samplers import SAMPLERS
 
 from ..data import Data
+from ..evaluation.metrics import ROWS, draw
 from ..experiment import checkpoint_of, data_of, load
 from ..experiment.durable import write_tensors
 from ..experiment.manifest import steps_in
@@ -22,7 +23,7 @@ from ..experiment.record import write_whole
 from ..models import Diffusion
 from .runs import Run, timeline
 
-__all__ = ["EVALUATIONS", "Bench", "complete", "curve_of", "draw", "evaluations_of", "measure_real", "measure_run"]
+__all__ = ["EVALUATIONS", "Bench", "complete", "curve_of", "evaluations_of", "measure_real", "measure_run"]
 
 FORMAT = 1
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
@@ -30,18 +31,8 @@ SAMPLER = "ddim"
 """What the curve over evaluations draws with: the one solver that every schedule and any number of steps has."""
 CURVE_STEPS = 32
 """Of that sampler, at most, at each checkpoint: a chain's own hundreds at each would cost more than its training."""
-CHUNK = 500
 SHOWN_IMAGES, SHOWN_POINTS = 256, 4000
 PAIRS, BETWEEN = 4, 8
-
-
-def draw(model: Any, n: int, seed: int, device: torch.device, **how: Any) -> Tensor:
-    """n samples, a function of the seed alone; how, of an adjustable sampler."""
-    generator = torch.Generator(device).manual_seed(seed)
-    torch.manual_seed(seed)  # what a model draws without asking
-    sizes = [min(CHUNK, n - done) for done in range(0, n, CHUNK)]
-    with torch.no_grad():
-        return torch.cat([model.sample(size, generator=generator, **how).float().cpu() for size in sizes])
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
     """Quality over network evaluations a sample: a curve where the sampler can be adjusted, else one point."""
     diffusion = getattr(model, "second", model)
     points: list[dict[str, Any]] = []
-    draw(model, min(CHUNK, samples), bench.seed, bench.device)  # the first call is slower
+    draw(model, min(ROWS, samples), bench.seed, bench.device)  # the first call is slower
     if not isinstance(diffusion, Diffusion):
         from ..evaluation.costs import evaluations
 
@@ -166,7 +157,7 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
                 found = distance(model, bench, samples, sampler=SAMPLERS[SAMPLER], steps=steps)
                 if found is None:
                     return []
-                count = len(calls) / -(-samples // CHUNK)
+                count = len(calls) / -(-samples // ROWS)
                 point = {"evaluations": count, "frechet": found[0], "samples_per_second": found[1]}
                 points.append({**point, "sampler": SAMPLER})
     finally:

@@ -29,6 +29,7 @@ def device_of(name: str) -> torch.device:
 
 
 def main() -> None:
+    """The piece of work that the command line names; what comes out is written into the comparison's folder."""
     parser = argparse.ArgumentParser(description="One piece of a comparison.")
     parser.add_argument("what", choices=("costs", "run", "real"))
     parser.add_argument("of", nargs="*")

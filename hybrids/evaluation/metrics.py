@@ -186,11 +186,16 @@ def measured_samples(
 
 
 @torch.no_grad()
-def draw(model: Any, n: int, seed: int, device: torch.device) -> Tensor:
-    """n samples (n, *shape), float32 on the CPU, 500 at once; they depend on the seed alone."""
+def draw(model: Any, n: int, seed: int, device: torch.device, **how: Any) -> Tensor:
+    """n samples (n, *shape), float32 on the CPU, 500 at once; they depend on the seed alone.
+
+    how: what `sample` takes beside, such as sampler and steps. The caller's random state is left as it was.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     sizes = [min(ROWS, n - start) for start in range(0, n, ROWS)]
-    return torch.cat([model.sample(size, generator=generator).float().cpu() for size in sizes])
+    with _apart(device):
+        torch.manual_seed(seed)  # what a model draws without asking
+        return torch.cat([model.sample(size, generator=generator, **how).float().cpu() for size in sizes])
 
 
 def _measured(
