@@ -185,9 +185,11 @@ class MLPDiscriminator(nn.Module):
         self.given = (given_features,) if isinstance(given_features, int) else given_features
         self.num_classes = num_classes
         inputs = [math.prod(self.features) + math.prod(self.given)] + [width] * (depth - 1)
-        self.time = TimeEmbedding(width) if timed else None
+        # as in the MLP backbone: where t is one of few, a wider embedding costs half of the network for nothing
+        embedding = min(width, 128)
+        self.time = TimeEmbedding(embedding) if timed else None
         self.layers = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)
-        self.adapt = nn.ModuleList(nn.Linear(width, width) for _ in inputs) if timed else None
+        self.adapt = nn.ModuleList(nn.Linear(embedding, width) for _ in inputs) if timed else None
         self.last = _Projection(width, num_classes, spectral_norm)
 
     def forward(

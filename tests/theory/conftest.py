@@ -11,7 +11,6 @@ import torch
 PENDING = {
     34: "The consistency function of Gaussian data is the ODE's end point (comes with consistency models)",
     37: "With an exact Gaussian latent score the cross-entropy is its closed form (comes with the joint latent bound)",
-    41: "Fréchet distance, MMD², precision and recall (come with the sample metrics)",
 }
 """Rows whose model comes later."""
 
