@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .columns import AXES, Column, headlines
 from .drawing import Picture
 from .markup import Html, element, joined
-from .panels import Panel
+from .panels import Panel, even
 from .rounding import integer, shown
 from .style import STYLE
 from .tables import adjectives, captioned, definitions, figures_of, scrolling
@@ -136,7 +136,9 @@ def _grids(made: Sequence[Panel], kind: str) -> Html:
                 element("div", _image(panel.png, panel.alt), class_="card"))
         for panel in shown
     ]  # fmt: skip
-    return element("div", *figures, class_="grid wide" if wide else "grid")
+    if wide:
+        return element("div", *figures, class_="grid wide")
+    return element("div", *figures, class_="grid", style=f"--across: {even(len(figures))}")
 
 
 def _chart(picture: Picture) -> Html:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Panel", "panels", "sheets"]
+__all__ = ["Panel", "even", "panels", "sheets"]
 
 _SHOWN = {"image": 64, "points": 4000}
 
@@ -134,6 +134,12 @@ def panels(report: Mapping, out: Path) -> list[Panel]:
     return made
 
 
+def even(n: int, most: int = 5) -> int:
+    """How many of n are beside each other, so that no row is much shorter than the others."""
+    rows = max(1, -(-n // most))
+    return -(-n // rows)
+
+
 def sheets(made: list[Panel]) -> list[Picture]:
     """Panels of a kind beside each other on one sheet, for those who want a file."""
     kinds = dict.fromkeys(panel.kind for panel in made)
@@ -142,7 +148,7 @@ def sheets(made: list[Panel]) -> list[Picture]:
 
 def _sheet(kind: str, shown: list[Panel]) -> Picture:
     wide = shown[0].pixels.shape[2] > 1.5 * shown[0].pixels.shape[1]
-    across = min(len(shown), 2 if wide else 4)
+    across = min(len(shown), 2) if wide else even(len(shown))
     down = -(-len(shown) // across)
     side = 5.5 if wide else 2.75
     aspect = max(panel.pixels.shape[1] / panel.pixels.shape[2] for panel in shown)

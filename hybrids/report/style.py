@@ -76,8 +76,9 @@ figcaption { margin-top: 0.45rem; max-width: 46rem; }
 .card { background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: 4px; overflow-x: auto; }
 .card img { display: block; width: 100%; height: auto; margin: 0 auto; }
 .chart .card img { min-width: 38rem; max-width: var(--wide, none); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); gap: 1.1rem;
-  align-items: start; }
+.grid { display: grid; gap: 1.1rem; align-items: start;
+  --even: calc((100% - 1.1rem * (var(--across) - 1)) / var(--across));
+  grid-template-columns: repeat(auto-fill, minmax(max(12rem, var(--even)), 1fr)); }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); }
 .grid figure { margin: 0; }
 .grid figcaption { color: var(--ink); margin-bottom: 0.35rem; margin-top: 0; line-height: 1.3; }

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from hybrids.report.columns import Cell, Column, columns, common_floor, headlines, leader
+from hybrids.report.panels import even
 
 
 def column(better, *cells, real=None):
@@ -73,3 +74,7 @@ def test_one_headline_an_axis_that_somebody_has(made_up, tmp_path):
     chosen = headlines(columns(report))
     assert [c.name for c in chosen] == ["frechet", "coverage", "high_frequency", "samples_per_second", "worst_seed"]
     assert common_floor(chosen[0]) == 0.41
+
+
+def test_panels_are_dealt_to_rows_of_about_one_length():
+    assert [even(n) for n in (0, 1, 4, 5, 6, 7, 8, 11, 15)] == [0, 1, 4, 5, 3, 4, 4, 4, 5]
