@@ -15,7 +15,7 @@ from .features import features_for
 from .figures import Figure, Unavailable
 from .of_models import OF_MODELS, Subject
 from .of_samples import OF_SAMPLES, Bench
-from .reference import LEAST_SAMPLES, real_examples
+from .reference import LEAST_SAMPLES, training_examples
 
 __all__ = ["LEAST_SAMPLES", "METRICS", "Figure", "Metric", "draw", "measure", "measured_real", "measured_samples"]
 
@@ -161,7 +161,7 @@ def measured_real(
         x = data.decode(data.held_out[order[:samples]])
     else:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        x = real_examples(data, order[len(data) // 2 :][:samples])
+        x = training_examples(data, order[len(data) // 2 :][:samples])
     return measured_samples(x, data, device, seed=seed, features=features, cache=cache)
 
 

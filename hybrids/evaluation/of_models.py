@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import Data
 from .features import Features
 from .figures import Figure, Unavailable, mean_of
-from .reference import real_examples
+from .reference import training_examples
 
 __all__ = ["OF_MODELS", "Subject"]
 
@@ -69,7 +69,7 @@ class Subject:
         if isinstance(self.model, AdversarialDiffusion):
             raise Unavailable("all the noise of an AdversarialDiffusion's chain is more numbers than an example has")
         index = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))[:PROBED]
-        parts = [real_examples(self.data, index).to(self.device), self.held_out(PROBED_HELD_OUT)]
+        parts = [training_examples(self.data, index).to(self.device), self.held_out(PROBED_HELD_OUT)]
         searched = self.searched
         steps = min(self.model.sample_steps, MOST_INVERSION_STEPS) if isinstance(self.model, Diffusion) else None
         z, z_held = (

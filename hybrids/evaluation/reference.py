@@ -13,7 +13,7 @@ from .features import Features, Pixels, fingerprint
 from .figures import Unavailable
 from .neighbours import Neighbours, nearest
 
-__all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "real_examples", "reference"]
+__all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "training_examples", "reference"]
 
 LEAST_SAMPLES = 16
 """Fewer are compared with nothing: the floors of all distances would drown whatever they say."""
@@ -21,7 +21,7 @@ MOST_TRAINING, MOST_NEAREST = 60_000, 2000
 """Examples among which the nearest is looked for, and for how many."""
 
 
-def real_examples(data: Data, index: Tensor) -> Tensor:
+def training_examples(data: Data, index: Tensor) -> Tensor:
     """Training examples at an index (B,), as models see them, whether in memory or decoded now.
 
     Raises Unavailable for data of which only the shape is known.
@@ -47,7 +47,10 @@ class Reference:
         self.n = min(n, len(data) // 2)
         if self.n < LEAST_SAMPLES:
             raise Unavailable(f"{data.name} has {len(data)} examples; halves of at least {LEAST_SAMPLES} are compared")
-        self.x, self.other = real_examples(data, order[: self.n]), real_examples(data, order[self.n : 2 * self.n])
+        self.x, self.other = (
+            training_examples(data, order[: self.n]),
+            training_examples(data, order[self.n : 2 * self.n]),
+        )
         self.kept: dict[str, Any] = {}
 
     def floor(self, name: str, compute: Callable[[], float]) -> float:
@@ -72,7 +75,7 @@ class Reference:
     def training(self) -> Tensor:
         """Training examples as pixels, in which memorization is looked for."""
         index = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(1))[:MOST_TRAINING]
-        return torch.cat([self.pixels(real_examples(self.data, part)) for part in index.split(4096)])
+        return torch.cat([self.pixels(training_examples(self.data, part)) for part in index.split(4096)])
 
     @cached_property
     def held_out_distance(self) -> float:
