@@ -61,7 +61,7 @@ STUDIES = {
     ),
     "DDPM": Study("stacked-digits", "ddpm", f"{STACKED} --steps 4000 --sample-steps 1000", samples=10_000),
     "denoising GAN": Study(
-        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 3000", {"modes": 995}, {"kl": 0.25}
+        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 2300 --lazy 2", {"modes": 995}, {"kl": 0.25}
     ),
     "latent diffusion": Study(
         "stacked-digits",
@@ -71,7 +71,9 @@ STUDIES = {
         {"kl": 0.06},
     ),
     "flagship": Study(
-        "stacked-digits", "latent_adversarial_diffusion", f"{STACKED} --latent 48 --first-steps 3000 --steps 3000"
+        "stacked-digits",
+        "latent_adversarial_diffusion",
+        f"{STACKED} --latent 48 --first-steps 2000 --steps 2300",
     ),
 }
 SAMPLES = {"8-gaussians": 10_000, "25-gaussians": 10_000, "stacked-digits": 26_000, "digits": 0}
