@@ -58,6 +58,8 @@ class Settings(experiment.Settings):
             errors.append(f"--sample-steps {self.sample_steps}: expected at most --timesteps {self.timesteps}")
         if self.guidance_scale != 1 and not self.conditional:
             errors.append(f"--guidance-scale {self.guidance_scale}: there is nothing to guide by without --conditional")
+        if self.guidance_scale != 1 and not self.label_dropout:
+            errors.append(f"--guidance-scale {self.guidance_scale}: nothing to guide from with --label-dropout 0")
         return errors
 
 
@@ -83,8 +85,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, **shared)
     else:
         units = (10 if data.is_image else 4) * settings.width
-        # Octaves of the input: without them a network of points stalls at the smallest noise.
-        octaves = None if data.is_image else range(5)
+        octaves = None if data.is_image else range(5)  # without them points stall at the smallest noise
         backbone = MLP(data.shape, units, fourier=octaves, num_classes=classes, out_features=outputs)
     clip = (-1.0, 1.0) if data.is_image else None
     denoiser = Denoiser(backbone, noise, settings.prediction, settings.variance, clip)

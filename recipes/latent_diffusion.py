@@ -52,6 +52,8 @@ class Settings(experiment.Settings):
         errors = super().check()
         if self.guidance_scale != 1 and self.condition == "none":
             errors.append(f"--guidance-scale {self.guidance_scale}: there is nothing to guide by with --condition none")
+        if self.guidance_scale != 1 and not self.label_dropout:
+            errors.append(f"--guidance-scale {self.guidance_scale}: nothing to guide from with --label-dropout 0")
         if self.flat and (self.bottleneck != "kl" or self.condition == "text"):
             errors.append("--flat: --bottleneck vq and fsq, and --condition text, want maps as latents")
         return errors

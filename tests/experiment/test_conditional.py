@@ -84,6 +84,10 @@ def test_the_scale_of_a_run_is_that_of_its_samples(tmp_path, few_digits):
     "argv, message",
     [
         (["--guidance-scale", "2"], "--guidance-scale 2.0: there is nothing to guide by without --conditional"),
+        (
+            ["--conditional", "--guidance-scale", "2", "--label-dropout", "0"],
+            "--guidance-scale 2.0: nothing to guide from with --label-dropout 0",
+        ),
         (["--conditional", "--data", "25-gaussians"], "--conditional needs labels; --data 25-gaussians has none"),
     ],
 )

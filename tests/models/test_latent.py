@@ -483,6 +483,7 @@ def test_what_a_stage_draws_for_its_batches_is_drawn_again_alike(tmp_path, few_d
     [
         ("--flat --bottleneck vq", "--flat: --bottleneck vq and fsq"),
         ("--guidance-scale 3", "nothing to guide by with --condition none"),
+        ("--condition label --guidance-scale 3 --label-dropout 0", "nothing to guide from with --label-dropout 0"),
         ("--data 25-gaussians --critic 1", "want images; 25-gaussians is points"),
         ("--data 25-gaussians --condition label", "--condition label needs labels; --data 25-gaussians has none"),
         ("--resolution 10", "10"),
