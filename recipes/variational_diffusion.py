@@ -29,6 +29,7 @@ class Settings(experiment.Settings):
     schedule: Literal["learned", "linear"] = setting("learned", "λ_t: a monotone network, or a straight line.")
     learn_endpoints: bool = setting(False, "Learn the ends of λ_t too; on continuous data they would run away.")
     sample_steps: int = setting(250, "Steps of the sampler.", at_least=1)
+    flat: bool = setting(False, "An MLP for images too, of ten times width units.")
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.1, "Dropout in the U-Net.", at_least=0, below=1)
@@ -64,15 +65,16 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     else:
         schedule = LogSNRLinearSchedule(*ends(data))
     backbone: nn.Module
-    if data.is_image:
+    # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
+    octaves = range(5) if data.levels is None else (2, 3) if few(data) else (7, 8)
+    outputs = data.shape[0] * (data.levels if grid else 1)
+    if data.is_image and not settings.flat:
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)  # down to 4 × 4
-        # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
-        octaves = (2, 3) if few(data) else (7, 8)
-        channels = data.shape[0] * (data.levels if grid else 1)
         backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout,
-                        out_channels=channels, fourier=octaves)  # fmt: skip
+                        out_channels=outputs, fourier=octaves)  # fmt: skip
     else:
-        backbone = MLP(data.dimensions, 4 * settings.width, fourier=range(5))
+        units = (10 if data.is_image else 4) * settings.width
+        backbone = MLP(data.shape, units, fourier=octaves, out_features=outputs)
     if grid:
         # A loaded run has no examples, and no need of them: the marginals are saved with it.
         some = None if data.x is None else data.decode(data.x[:: -(-len(data) // 10_000)])

@@ -503,7 +503,7 @@ def test_trap_27_half_precision_data_meets_exact_noise(prediction):
 
 VARIANTS = {
     "vae": [{}, {"free_bits": 1e-4, "beta": 4.0}, {"likelihood": "categorical"}, {"likelihood": "bernoulli"},
-            {"likelihood": "normal"}],
+            {"likelihood": "normal"}, {"flat": True}],
     "gan": [{"loss": loss, "lazy": lazy} for loss in ("relativistic", "hinge", "non_saturating") for lazy in (1, 4)]
     + [{"spectral_norm": True}],
     "ddpm": [{"prediction": p, "variance": v} for p in ("epsilon", "sample", "v_prediction")
@@ -511,7 +511,7 @@ VARIANTS = {
     "adversarial_diffusion": [{"loss": loss, "latent": latent} for loss in ("non_saturating", "relativistic")
                               for latent in (0, 4)],
     "latent_diffusion": [{}, {"bottleneck": "vq"}, {"bottleneck": "fsq"}, {"perceptual": 1.0}],
-    "variational_diffusion": [{"learn_endpoints": True}],
+    "variational_diffusion": [{"learn_endpoints": True}, {"flat": True}],
 }  # fmt: skip
 
 
@@ -525,7 +525,7 @@ def test_trap_28_every_term_has_a_gradient(name, data_name):
     # The likelihoods of grey levels are refused on points.
     variants = VARIANTS.get(name, [{}])
     if data_name != "digits":
-        of_images = {"bottleneck", "perceptual", "learn_endpoints"}
+        of_images = {"bottleneck", "perceptual", "learn_endpoints", "flat"}
         variants = [v for v in variants if v.get("likelihood") in (None, "normal") and not of_images & v.keys()]
     if data_name != "digits" and name == "latent_diffusion":
         variants = [{"critic": 0.0}]
