@@ -18,7 +18,18 @@ from hybrids.experiment import Refusal, refusing
 from hybrids.experiment.study import table
 
 AXES = ("quality", "coverage", "sharpness", "control", "likelihood", "speed", "stability")
-SHOWN = ("frechet", "kl", "recall", "high_frequency", "probe", "bits_per_dim", "nats", "samples_per_second", "spikes")
+SHOWN = (
+    "high_quality",
+    "frechet",
+    "kl",
+    "recall",
+    "high_frequency",
+    "probe",
+    "bits_per_dim",
+    "nats",
+    "samples_per_second",
+    "spikes",
+)
 
 
 def arguments() -> argparse.Namespace:

@@ -45,7 +45,7 @@ def _sharpness(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
 def _stability(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
     diverged, spikes, spread = mean.get("diverged"), mean.get("spikes"), mean.get("spread")
     rule = (
-        f"fragile if a run diverged, Fréchet's std over seeds is above {SPREAD} of its mean, or spikes above {SPIKES}"
+        f"fragile if a run diverged, quality's std over seeds is above {SPREAD} of its mean, or spikes above {SPIKES}"
     )
     if diverged:
         return "diverged", diverged, "fragile", f"{diverged:.0%} of the runs diverged; {rule}"

@@ -16,15 +16,23 @@ from .runs import Run, timeline
 __all__ = ["aggregate"]
 
 FORMAT = 1
+QUALITIES = {"high_quality": "higher", "frechet": "lower"}
+"""What quality is told in along curves and over seeds, and which end is better: the first that the data has.
+
+Of points with a known density the share near a mode: means and covariances hardly tell points between modes from points
+on them.
+"""
+WORDS = {"high_quality": "share of high quality", "frechet": "Fréchet distance"}
 EXTRA = [
     ("training_seconds", "speed", "lower", "s", "Seconds of training steps, start-up and pictures left out."),
     ("flops_per_step", "speed", "lower", "", "FLOPs of one training step, all players, forward and backward; of stages "
      "the mean over the run's steps."),
-    ("seconds_to_quality", "speed", "lower", "s", "Seconds of training until the Fréchet distance, at a checkpoint, "
-     "is the median recipe's last one or better; absent where it never is."),
+    ("seconds_to_quality", "speed", "lower", "s", "Seconds of training until the Fréchet distance (of points, the "
+     "share of high quality) is, at a checkpoint, the median recipe's last one or better; absent where it never is."),
     ("rate_at_quality", "speed", "higher", "1/s", "Samples a second with the fewest network evaluations whose Fréchet "
-     "distance is the median recipe's last one or better; absent where there are none."),
-    ("spread", "stability", "lower", "", "Standard deviation of the Fréchet distance over seeds, over its mean."),
+     "distance (of points, share of high quality) is the median recipe's last one or better; absent where none is."),
+    ("spread", "stability", "lower", "", "Standard deviation over seeds of the Fréchet distance (of points, the "
+     "share of high quality), over its mean."),
     ("diverged", "stability", "lower", "", "Share of runs whose loss or gradients ceased to be finite."),
     ("spikes", "stability", "lower", "", "Share of logged gradient norms above ten times their running median."),
 ]  # fmt: skip
@@ -171,29 +179,41 @@ def _stability(run: Run, outcome: dict[str, Any]) -> dict[str, float]:
     return kept | ({"diverged": 1.0} if stopped else {})
 
 
+def _quality(recipes: list[dict[str, Any]]) -> str:
+    """The name in QUALITIES that figures and curves are told in."""
+    runs = [run for recipe in recipes for run in recipe["runs"]]
+    known = {name for run in runs for part in (run["figures"], *run["curve"][-1:]) for name in part}
+    return next((name for name in QUALITIES if name in known), "frechet")
+
+
 def _qualities(recipes: list[dict[str, Any]]) -> None:
-    """Add what it takes to reach the stated quality: the median over recipes of the last Fréchet distance on curves."""
+    """Add what it takes to reach the stated quality: the median over recipes of the last one on their curves."""
+    name = _quality(recipes)
+    lower = QUALITIES[name] == "lower"
     last = []
     for recipe in recipes:
-        values = [run["curve"][-1]["frechet"] for run in recipe["runs"] if run["curve"]]
+        values = [run["curve"][-1].get(name, math.nan) for run in recipe["runs"] if run["curve"]]
         values = [value for value in values if math.isfinite(value)]
         last += [statistics.fmean(values)] if values else []
     if not last:
         return
-    quality = statistics.median_low(last)
+    stated = statistics.median_low(last) if lower else statistics.median_high(last)
+
+    def reached(point: dict[str, Any]) -> bool:
+        value = point.get(name, math.nan)
+        return value <= stated if lower else value >= stated
+
     for recipe in recipes:
         for run in recipe["runs"]:
             found = {
-                "seconds_to_quality": [p["seconds"] for p in run["curve"] if p["frechet"] <= quality],
-                "rate_at_quality": [
-                    p["samples_per_second"] for p in run["evaluations_curve"] if p["frechet"] <= quality
-                ],
+                "seconds_to_quality": [p["seconds"] for p in run["curve"] if reached(p)],
+                "rate_at_quality": [p["samples_per_second"] for p in run["evaluations_curve"] if reached(p)],
             }
-            for name, values in found.items():
+            for figure, values in found.items():
                 if values:
-                    run["figures"][name] = {"value": values[0], "floor": None, "low": None, "high": None}
+                    run["figures"][figure] = {"value": values[0], "floor": None, "low": None, "high": None}
                 elif run["figures"]:
-                    run["missing"][name] = f"never reaches a Fréchet distance of {quality:.4g}"
+                    run["missing"][figure] = f"never reaches a {WORDS[name]} of {stated:.4g}"
 
 
 def _summary(runs: list[dict[str, Any]], metrics: list[dict[str, str]], real: dict[str, Any]) -> dict[str, Any]:
@@ -209,15 +229,15 @@ def _summary(runs: list[dict[str, Any]], metrics: list[dict[str, str]], real: di
             reference = 1.0
         if values:
             found[name] = spread(values, better, reference)  # type: ignore[arg-type]
-    frechet = found.get("frechet")
-    if frechet and frechet["std"] is not None and frechet["mean"]:
-        share = frechet["std"] / abs(frechet["mean"])
+    quality = next((found[name] for name in QUALITIES if name in found), None)
+    if quality and quality["std"] is not None and quality["mean"]:
+        share = quality["std"] / abs(quality["mean"])
         found["spread"] = {
             "mean": share,
             "std": None,
             "low": None,
             "high": None,
             "worst": None,
-            "runs": frechet["runs"],
+            "runs": quality["runs"],
         }
     return found

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from components.samplers import SAMPLERS
 
-from ..data import Data
+from ..data import Data, Mixture
 from ..evaluation.metrics import ROWS, draw
 from ..experiment import checkpoint_of, data_of, load
 from ..experiment.durable import write_tensors
 from ..experiment.manifest import steps_in
 from ..experiment.record import write_whole
 from ..models import Diffusion
+from .aggregate import QUALITIES
 from .runs import Run, timeline
 
 __all__ = ["EVALUATIONS", "Bench", "complete", "curve_of", "evaluations_of", "measure_real", "measure_run"]
 
-FORMAT = 1
+FORMAT = 2
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 SAMPLER = "ddim"
 """What the curve over evaluations draws with: the one solver that every schedule and any number of steps has."""
@@ -95,19 +96,20 @@ def shown(x: Tensor) -> Tensor:
     return x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS]
 
 
-def distance(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[float, float] | None:
-    """The Fréchet distance of newly drawn samples, and samples a second; None where there is no such distance."""
+def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict[str, float], float] | None:
+    """The metrics of QUALITIES of newly drawn samples, and samples a second; None where the data has none of them."""
     start = time.perf_counter()
     x = draw(model, samples, bench.seed, bench.device, **how)
     rate = samples / (time.perf_counter() - start)
     if not x.isfinite().all():
-        return float("nan"), rate
-    found, _ = figures_of(model, bench, x, ["frechet"])
-    return (found["frechet"]["value"], rate) if "frechet" in found else None
+        return {"frechet": float("nan")}, rate
+    modes = isinstance(bench.data.density, Mixture)
+    found, _ = figures_of(model, bench, x, [name for name in QUALITIES if modes or name != "high_quality"])
+    return ({name: found[name]["value"] for name in QUALITIES if name in found}, rate) if found else None
 
 
 def curve_of(run: Path, batch: int, every: int, bench: Bench, samples: int) -> list[dict[str, Any]]:
-    """Quality over training time: the Fréchet distance at checkpoints of the last stage, each `every` steps and last.
+    """Quality over training time: QUALITIES at checkpoints of the last stage, each `every` steps and last.
 
     What a stop wrote in between is left out: the curve is that of the plan. Where the sampler can be adjusted, samples
     are drawn in at most CURVE_STEPS steps of SAMPLER.
@@ -120,10 +122,10 @@ def curve_of(run: Path, batch: int, every: int, bench: Bench, samples: int) -> l
         if step % every and step != progress["ends"][-1]:
             continue
         model = load(folder, device=bench.device)
-        found = distance(model, bench, samples, **_quick(model))
+        found = quality_of(model, bench, samples, **_quick(model))
         if found is not None:
             seconds = max((t for s, t in spent if s <= step), default=0.0)
-            points.append({"step": step, "seconds": seconds, "images": step * batch, "frechet": found[0]})
+            points.append({"step": step, "seconds": seconds, "images": step * batch, **found[0]})
     return points
 
 
@@ -142,10 +144,10 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
     if not isinstance(diffusion, Diffusion):
         from ..evaluation.costs import evaluations
 
-        found = distance(model, bench, samples)
+        found = quality_of(model, bench, samples)
         if found is not None:
             count = float(evaluations(model, 64))
-            points.append({"evaluations": count, "frechet": found[0], "samples_per_second": found[1]})
+            points.append({"evaluations": count, **found[0], "samples_per_second": found[1]})
         return points
     calls: list[None] = []
     hook = diffusion.denoiser.backbone.register_forward_hook(lambda *_: calls.append(None))
@@ -154,11 +156,11 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
             calls.clear()
             # More steps than a chain has levels cannot be.
             with suppress(ValueError):
-                found = distance(model, bench, samples, sampler=SAMPLERS[SAMPLER], steps=steps)
+                found = quality_of(model, bench, samples, sampler=SAMPLERS[SAMPLER], steps=steps)
                 if found is None:
                     return []
                 count = len(calls) / -(-samples // ROWS)
-                point = {"evaluations": count, "frechet": found[0], "samples_per_second": found[1]}
+                point = {"evaluations": count, **found[0], "samples_per_second": found[1]}
                 points.append({**point, "sampler": SAMPLER})
     finally:
         hook.remove()

@@ -48,7 +48,7 @@ _LABELS = {
     "spikes": "Gradient spikes",
 }
 _HEADLINES = {
-    "quality": ("frechet", "wasserstein", "high_quality"),
+    "quality": ("high_quality", "frechet", "wasserstein"),
     "coverage": ("kl", "coverage", "recall"),
     "sharpness": ("high_frequency", "laplacian"),
     "control": ("probe", "reconstruction"),

@@ -96,6 +96,29 @@ def test_the_stated_quality_is_the_median_recipes(tmp_path, plan):
     assert runs["ddpm"]["missing"]["seconds_to_quality"] == "never reaches a Fréchet distance of 4"
 
 
+def test_quality_of_points_is_the_share_near_a_mode(tmp_path, plan):
+    """More is better: of shares that end at .9, .5 and .1, .5 is the stated one, whatever the Fréchet distance."""
+    plan["seeds"] = 2
+    del plan["recipes"]["latent_diffusion"]
+    for name, last in zip(plan["recipes"], (0.9, 0.5, 0.1)):
+        for seed, off in enumerate((-0.01, 0.01)):
+            run = Run(tmp_path, name, seed)
+            trained(run)
+            measured(run, 1.0, 1.0)
+            body = json.loads(run.measured.read_text())
+            body["figures"]["high_quality"] = {"value": last + off, "floor": 0.99, "low": None, "high": None}
+            for curve, start in (("curve", 0.05), ("evaluations_curve", 0.06)):
+                for point, value in zip(body[curve], (start, last)):
+                    point["high_quality"] = value
+            run.measured.write_text(json.dumps(body))
+    recipes = {recipe["recipe"]: recipe for recipe in aggregate(tmp_path, plan, {}, "")["recipes"]}
+    for name in ("vae", "gan"):
+        assert recipes[name]["runs"][0]["figures"]["seconds_to_quality"]["value"] == 3.0
+    missing = recipes["ddpm"]["runs"][0]["missing"]
+    assert missing["rate_at_quality"] == "never reaches a share of high quality of 0.5"
+    assert recipes["gan"]["summary"]["spread"]["mean"] == pytest.approx(0.02 / 2**0.5 / 0.5)
+
+
 def test_a_run_that_was_not_measured_says_so(tmp_path, plan):
     plan["seeds"], plan["recipes"] = 1, {"vae": plan["recipes"]["vae"]}
     run = Run(tmp_path, "vae", 0)
