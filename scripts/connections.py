@@ -61,7 +61,7 @@ STUDIES = {
     ),
     "DDPM": Study("stacked-digits", "ddpm", f"{STACKED} --steps 4000 --sample-steps 1000", samples=10_000),
     "denoising GAN": Study(
-        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 2300 --lazy 2", {"modes": 995}, {"kl": 0.25}
+        "stacked-digits", "adversarial_diffusion", f"{STACKED} --steps 2700 --lazy 2", {"modes": 995}, {"kl": 0.25}
     ),
     "latent diffusion": Study(
         "stacked-digits",
