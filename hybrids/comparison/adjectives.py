@@ -24,6 +24,7 @@ SPREAD, SPIKES = 0.2, 0.01
 STRONG, WEAK = 0.9, 0.6
 SLOW = 0.1
 POOR, EXCELLENT = 0.7, 0.9
+EXACT = "; scripts/evaluate.py RUN --likelihood --ode has the exact one"
 
 Said = tuple[str | None, float | None, str | None, str]
 """The metric, its value, the word that it deserves, and why."""
@@ -77,8 +78,9 @@ def _speed(mean: Mapping[str, float], context: Mapping[str, Any]) -> Said:
     if value is None or not fastest:
         return "samples_per_second", None, None, "no sampling rate was measured"
     word = "slow" if value < SLOW * fastest else "fast"
+    rate = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return "samples_per_second", value, word, (
-        f"{value:.3g} samples a second, {value / fastest:.2g} of the fastest recipe's: slow below {SLOW}"
+        f"{rate} samples a second, {value / fastest:.2g} of the fastest recipe's: slow below {SLOW}"
     )  # fmt: skip
 
 
@@ -105,7 +107,8 @@ def _likelihood(mean: Mapping[str, float], context: Mapping[str, Any]) -> Said:
             return name, mean[name], "exact with effort", "by the probability flow"
     for name in ("bits_per_dim", "nats"):
         if name in mean:
-            return name, mean[name], "lower bound", "a bound; the exact one is scripts/evaluate.py's, with --ode"
+            flows = context["family"] == "diffusion"
+            return name, mean[name], "lower bound", "a bound" + (EXACT if flows else "")
     return "bits_per_dim", None, "none", "the model gives no density, nor a bound of it"
 
 
@@ -151,6 +154,7 @@ def adjectives(recipes: Sequence[Mapping[str, Any]], real: Mapping[str, float]) 
                 "real": real,
                 "finished": finished,
                 "likelihoods": likelihoods,
+                "family": family(recipe["recipe"]),
             }
             metric, value, word, because = _JUDGES[axis](mean, context)
             expected = usual[family(recipe["recipe"])]
