@@ -96,8 +96,11 @@ def shown(x: Tensor) -> Tensor:
     return x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS]
 
 
-def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict[str, float], float] | None:
-    """The metrics of QUALITIES of newly drawn samples, and samples a second; None where the data has none of them."""
+def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict[str, Any], float] | None:
+    """The metrics of QUALITIES of newly drawn samples, the floor of the first, and samples a second.
+
+    None where the data has none of them.
+    """
     start = time.perf_counter()
     x = draw(model, samples, bench.seed, bench.device, **how)
     rate = samples / (time.perf_counter() - start)
@@ -105,7 +108,10 @@ def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict
         return {"frechet": float("nan")}, rate
     modes = isinstance(bench.data.density, Mixture)
     found, _ = figures_of(model, bench, x, [name for name in QUALITIES if modes or name != "high_quality"])
-    return ({name: found[name]["value"] for name in QUALITIES if name in found}, rate) if found else None
+    if not found:
+        return None
+    values = {name: found[name]["value"] for name in QUALITIES if name in found}
+    return {**values, "floor": found[next(iter(values))]["floor"]}, rate
 
 
 def curve_of(run: Path, batch: int, every: int, bench: Bench, samples: int) -> list[dict[str, Any]]:

@@ -142,7 +142,15 @@ def _curves(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], i: int) 
     return axes.plot(*zip(*mean), color=colour(i), marker=marker(i), markersize=5, linewidth=1.8)[0]
 
 
-def _finish(axes: Axes, x: str, column: Column, wide: float, log_quality: bool) -> None:
+def _floor(report: Mapping, key: str) -> float | None:
+    """The noise floor that all points of curves share: that of as many samples as are drawn at each."""
+    points = [p for recipe in report["recipes"] for run in recipe["runs"] for p in run.get(key) or ()]
+    floors = {number(p.get("floor")) for p in points}
+    floor = next(iter(floors)) if len(floors) == 1 else None
+    return floor if finite(floor) else None
+
+
+def _finish(axes: Axes, x: str, floor: float | None, wide: float, log_quality: bool) -> None:
     """Scales and labels of a chart of quality."""
     xs = [float(v) for line in axes.get_lines() for v in list(line.get_xdata())]  # type: ignore[arg-type]
     ys = [float(v) for line in axes.get_lines() for v in list(line.get_ydata())]  # type: ignore[arg-type]
@@ -150,7 +158,8 @@ def _finish(axes: Axes, x: str, column: Column, wide: float, log_quality: bool) 
         _logarithmic(axes, "x")
     if _wide(ys, 1.0) and (log_quality or _wide(ys, 10)):
         _logarithmic(axes, "y")
-    _lines_of_real(axes, column, upright=False)
+    if floor is not None:
+        axes.axhline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
     axes.set_xlabel(x)
     tidy(axes)
 
@@ -181,12 +190,19 @@ def _against(
                 lines = [[(ends[0], ends[1])]] if finite(ends[0]) and finite(ends[1]) else []
             if lines:
                 handles.setdefault(i, _curves(axes, lines, i))
-        _finish(axes, label, column, wide, column.better == "lower")
+        _finish(axes, label, _floor(report, key), wide, column.better == "lower")
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
     grid[0].set_ylabel(_named(column) + arrow)
     titles = [literal(recipe["title"]) for recipe in report["recipes"]]
     legend(drawn, list(handles.values()), [titles[i] for i in handles])
     return png(drawn), column, round(drawn.get_figwidth() * 100)
+
+
+def _told(report: Mapping, key: str) -> str:
+    """What the caption says of the floor."""
+    if _floor(report, key) is None:
+        return ""
+    return f" Dashed: the noise floor of {report['curve_samples']:,} samples, as many as each point is measured on."
 
 
 def _sampling(report: Mapping, found: Sequence[Column]) -> Picture | None:
@@ -196,8 +212,8 @@ def _sampling(report: Mapping, found: Sequence[Column]) -> Picture | None:
         "sampling.png",
         made[0],
         f"{made[1].label} against what a sample costs: network evaluations (left) and measured speed (right). Thick: "
-        "mean over seeds; thin: each seed; a lone marker: a model with one way to sample. Grey: real data; dashed: "
-        "noise floor.",
+        "mean over seeds; thin: each seed; a lone marker: a model with one way to sample."
+        + _told(report, "evaluations_curve"),
         f"Lines of {made[1].label} against network evaluations and samples per second, one for each recipe.",
         made[2],
     )
@@ -208,8 +224,8 @@ def _training(report: Mapping, found: Sequence[Column]) -> Picture | None:
     return made and Picture(
         "training.png",
         made[0],
-        f"{made[1].label} against training time on this machine. Thick: mean over seeds; thin: each seed. "
-        "Grey: real data; dashed: noise floor.",
+        f"{made[1].label} against training time on this machine. Thick: mean over seeds; thin: each seed."
+        + _told(report, "curve"),
         f"Lines of {made[1].label} against seconds of training, one for each recipe.",
         made[2],
     )

@@ -196,9 +196,9 @@ def headlines(found: Sequence[Column]) -> list[Column]:
 
 
 def common_floor(column: Column) -> float | None:
-    """The floor that real data have, else the one that all recipes share."""
+    """The floor that all recipes share, else that of real data, of which there may be fewer than samples."""
     floors = {cell.floor for cell in column.cells} - {None}
-    return column.real.floor if column.real.floor is not None else next(iter(floors)) if len(floors) == 1 else None
+    return next(iter(floors)) if len(floors) == 1 else column.real.floor
 
 
 def _badness(column: Column, cell: Cell) -> tuple[float, float, float] | None:

@@ -155,7 +155,8 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
             "flops": 1.3e12,
             "figures": figures,
             "curve": [
-                {"step": n, "seconds": n * pace, "images": 64 * n, "frechet": end * (1000 / n) ** 0.8} for n in steps
+                {"step": n, "seconds": n * pace, "images": 64 * n, "frechet": end * (1000 / n) ** 0.8, "floor": 0.3}
+                for n in steps
             ],
             "evaluations_curve": [
                 {"evaluations": n, "frechet": end * (1 + 8 / n), "samples_per_second": 100 * speed / n}
@@ -199,6 +200,7 @@ def report_of(out: Path, recipes=tuple(TYPICAL), seeds=(0, 1, 2), plane: bool = 
         "parameters": 500_000,
         "seeds": list(seeds),
         "samples": 2000,
+        "curve_samples": 500,
         "machine": {"device": "cpu", "threads": 1, "torch": "2.13.0", "python": "3.11"},
         "command": "python scripts/compare.py --recipes vae gan ddpm --data digits --images 64000 --seeds 3",
         "metrics": [dict(zip(("name", "axis", "better", "unit", "says"), metric)) for metric in METRICS],

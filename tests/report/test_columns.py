@@ -73,7 +73,19 @@ def test_one_headline_an_axis_that_somebody_has(made_up, tmp_path):
     report = made_up.report(tmp_path, recipes=("gan",))
     chosen = headlines(columns(report))
     assert [c.name for c in chosen] == ["frechet", "coverage", "high_frequency", "samples_per_second", "worst_seed"]
-    assert common_floor(chosen[0]) == 0.41
+
+
+def test_the_floor_is_that_of_as_many_examples_as_the_recipes_have_samples(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("vae", "gan"))
+    frechet = {c.name: c for c in columns(report)}["frechet"]
+    assert common_floor(frechet) == 0.41
+    for recipe in report["recipes"]:
+        for run in recipe["runs"]:
+            run["figures"]["frechet"]["floor"] = 0.2
+    assert common_floor({c.name: c for c in columns(report)}["frechet"]) == 0.2
+    for run in report["recipes"][1]["runs"]:
+        run["figures"]["frechet"]["floor"] = 0.3
+    assert common_floor({c.name: c for c in columns(report)}["frechet"]) == 0.41
 
 
 def test_panels_are_dealt_to_rows_of_about_one_length():

@@ -163,6 +163,8 @@ def test_the_page_fetches_nothing_and_its_links_lead_somewhere(written):
 def test_the_page_is_for_readers_who_do_not_see_it_too(written):
     page = parsed(written[1])
     assert ("html", {"lang": "en"}) in page.tags
+    # Of the curve over training alone the floor is known.
+    assert page.text.count("Dashed: the noise floor of 500 samples") == 1
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 7 + 3 + 3 + 4 and all(len(image["alt"]) > 15 for image in images)
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
