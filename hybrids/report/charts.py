@@ -145,7 +145,7 @@ def _curves(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], i: int) 
 def _floor(report: Mapping, key: str) -> float | None:
     """The noise floor that all points of curves share: that of as many samples as are drawn at each."""
     points = [p for recipe in report["recipes"] for run in recipe["runs"] for p in run.get(key) or ()]
-    floors = {number(p.get("floor")) for p in points}
+    floors = {number(p.get("floor")) for p in points} - {None}
     floor = next(iter(floors)) if len(floors) == 1 else None
     return floor if finite(floor) else None
 
