@@ -511,7 +511,7 @@ VARIANTS = {
     "adversarial_diffusion": [{"loss": loss, "latent": latent} for loss in ("non_saturating", "relativistic")
                               for latent in (0, 4)],
     "latent_diffusion": [{}, {"bottleneck": "vq"}, {"bottleneck": "fsq"}, {"perceptual": 1.0}],
-    "variational_diffusion": [{"learn_endpoints": True}, {"flat": True}],
+    "variational_diffusion": [{"learn_endpoints": True}, {"learn_endpoints": True, "flat": True}],
 }  # fmt: skip
 
 
