@@ -30,7 +30,7 @@ class Settings(experiment.Settings):
     learn_endpoints: bool = setting(False, "Learn the ends of λ_t too; on continuous data they would run away.")
     sample_steps: int = setting(250, "Steps of the sampler.", at_least=1)
     flat: bool = setting(False, "An MLP for images too, of ten times width units.")
-    width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
+    width: int = setting(32, "Channels at the highest resolution; units of an MLP: four times as many, of images ten.", at_least=8)
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.1, "Dropout in the U-Net.", at_least=0, below=1)
     lr: float = setting(2e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
@@ -66,7 +66,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         schedule = LogSNRLinearSchedule(*ends(data))
     backbone: nn.Module
     # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
-    octaves = range(5) if data.levels is None else (2, 3) if few(data) else (7, 8)
+    octaves = range(5) if not data.is_image else (2, 3) if few(data) else (7, 8)
     outputs = data.shape[0] * (data.levels if grid else 1)
     if data.is_image and not settings.flat:
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)  # down to 4 × 4

@@ -13,7 +13,7 @@ from .features import Features, Pixels, fingerprint
 from .figures import Unavailable
 from .neighbours import Neighbours, nearest
 
-__all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "training_examples", "reference"]
+__all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "reference", "training_examples"]
 
 LEAST_SAMPLES = 16
 """Fewer are compared with nothing: the floors of all distances would drown whatever they say."""
