@@ -30,7 +30,9 @@ class Settings(experiment.Settings):
     learn_endpoints: bool = setting(False, "Learn the ends of λ_t too; on continuous data they would run away.")
     sample_steps: int = setting(250, "Steps of the sampler.", at_least=1)
     flat: bool = setting(False, "An MLP for images too, of ten times width units.")
-    width: int = setting(32, "Channels at the highest resolution; an MLP has four times as many, of images ten.", at_least=8)
+    width: int = setting(
+        32, "Channels at the highest resolution; an MLP has four times as many, of images ten.", at_least=8
+    )
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.1, "Dropout in the U-Net.", at_least=0, below=1)
     lr: float = setting(2e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
