@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -31,6 +31,7 @@ SCHEDULES = {"cosine": CosineSchedule, "variance_preserving": VariancePreserving
 
 @dataclass
 class Settings(experiment.Settings):
+    structural: ClassVar[tuple[str, ...]] = ("timesteps", "schedule")
     steps: int = 3000
     timesteps: int = setting(4, "T, the steps from noise to x: 1, 2, 4 or 8.", at_least=1)
     schedule: Literal["cosine", "variance_preserving"] = setting(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.optim import AdamW
 
@@ -29,6 +29,7 @@ TIMES = {
 
 @dataclass
 class Settings(experiment.Settings):
+    structural: ClassVar[tuple[str, ...]] = ("schedule", "timesteps", "prediction")
     steps: int = 3000
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "log_snr_linear", "none"] = setting(
         "none", "A table of β as in diffusers, or log_snr_linear. none: squaredcos_cap_v2, for points log_snr_linear."
@@ -79,8 +80,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     classes = data.classes if settings.conditional else None
     outputs = data.shape[0] * (2 if settings.variance == "learned_range" else 1)
     if data.is_image and not settings.flat:
-        # Down to 4 × 4.
-        multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)
+        multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)  # down to 4 × 4
         shared = {"dropout": settings.dropout, "num_classes": classes, "out_channels": outputs}
         backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, **shared)
     else:

@@ -7,7 +7,7 @@ denoiser is a generator and meets a critic (Xiao 2021, 2112.07804; in latent spa
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 from torch.optim import Adam, AdamW
@@ -32,6 +32,7 @@ PAIRS = {"non_saturating": losses.non_saturating, "relativistic": losses.relativ
 
 @dataclass
 class Settings(experiment.Settings):
+    structural: ClassVar[tuple[str, ...]] = ("timesteps",)
     steps: int = 4000
     batch_size: int = 128
     first_steps: int | None = setting(None, "Steps of the VAE; none: --steps.", at_least=1)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 from torch.optim import AdamW
@@ -28,6 +28,7 @@ from hybrids.experiment import Stage, setting
 
 @dataclass
 class Settings(experiment.Settings):
+    structural: ClassVar[tuple[str, ...]] = ("bottleneck", "second", "condition")
     steps: int = 1500
     first_steps: int | None = setting(None, "Steps of the autoencoder; none: --steps.", at_least=1)
     flat: bool = setting(False, "Vectors as latents, and MLPs; always for points.")

@@ -18,6 +18,7 @@ from hybrids.experiment import Stage, setting
 @dataclass
 class Settings(experiment.Settings):
     digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
+    structural: ClassVar[tuple[str, ...]] = ("likelihood",)
 
     steps: int = 1000  # on digits it overfits from there on: 3.6 bits/dim after 256 epochs
     latent: int = setting(16, "Dimensions of z.", at_least=1)

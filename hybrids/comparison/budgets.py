@@ -1,5 +1,6 @@
 """Equal terms: widths of matched parameter counts, and how many steps of a recipe a budget pays for."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -98,7 +99,8 @@ def seconds_of_stages(
 ) -> list[float]:
     """Seconds of one step of each stage, the first steps left out; `seconds` are spent on each stage, about.
 
-    A step is what a run does in it: the batch, all turns, the logs, the moving average.
+    A step is what a run does in it: the batch, all turns, the logs, the moving average. Its time is the mean over the
+    fastest fifth of those seconds: what else a machine does can only slow a step, and would cost a recipe its steps.
     """
     from accelerate import Accelerator
 
@@ -110,18 +112,22 @@ def seconds_of_stages(
         stage.root().to(accelerator.device)
         batches = batches_of(stage, index, some, settings, accelerator)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
-        begin = last = time.perf_counter()
-        # Never reached: the loop below ends it by the clock, after at least one step that counts.
+        begin = window = time.perf_counter()
+        first, fastest = warm_up, math.inf
+        # Never reached: the loop below ends it by the clock, after at least ten steps that count.
         for n, logs in train(stage.players, read(batches), accelerator, 10**9):
             if ema is not None:
                 ema.update_parameters(stage.model)
             if n % 10 == 0 or n <= warm_up:
                 # Reading a number waits for the device.
                 float(next(iter(logs.values())))
+            now = time.perf_counter()
             if n == warm_up:
-                begin = time.perf_counter()
-            last = time.perf_counter()
-            if n > warm_up and n % 10 == 0 and last - begin >= seconds:
-                break
-        found.append((last - begin) / (n - warm_up))
+                begin = window = now
+            elif n % 10 == 0 and n - first >= 10 and now - window >= seconds / 5:
+                fastest = min(fastest, (now - window) / (n - first))
+                first, window = n, now
+                if now - begin >= seconds:
+                    break
+        found.append(fastest)
     return found

@@ -153,9 +153,14 @@ class _Run:
                 f"stages ended at {ends}; with these --steps and --first-steps they end at {self.ends}"
             )
         before, now = saved.card["settings"], self._card()["settings"]
-        changed = [f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
+        changed = {key: f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value}
+        if structural := [said for key, said in changed.items() if key in self.settings.structural]:
+            raise Refusal(
+                f"--resume {source}: its weights mean something else with other settings ({', '.join(structural)}); "
+                "expected the same, or a new run in another --out"
+            )
         if changed and a.is_main_process:
-            print(f"settings changed since {source}: {', '.join(changed)}", flush=True)
+            print(f"settings changed since {source}: {', '.join(changed.values())}", flush=True)
         if saved.world_size != a.num_processes:
             warnings.warn(
                 f"{source} was saved on {saved.world_size} processes, this is {a.num_processes}: the data order is "

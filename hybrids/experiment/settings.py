@@ -36,6 +36,8 @@ class Settings:
     """
 
     digits_resolution: ClassVar[int] = 16
+    structural: ClassVar[tuple[str, ...]] = ()
+    """Settings that decide what the weights mean though not their shapes: a resume may not change them."""
 
     data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of a folder of images.")
     resolution: int | None = setting(None, "Height and width of the images; none: the data set's own.", at_least=1)

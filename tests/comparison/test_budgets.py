@@ -69,10 +69,12 @@ def test_lengths_pay_the_budget_out_and_stages_share_it():
 
 
 class _Slow(nn.Module):
-    """A first step of 0.5 s, as of a kernel that is compiled, then steps of 0.02 s, by a clock of its own."""
+    """A first step of 0.5 s, as of a kernel that is compiled, then steps of 0.02 s, by a clock of its own; steps that
+    are `disturbed` take ten times as long."""
 
-    def __init__(self):
+    def __init__(self, disturbed=()):
         super().__init__()
+        self.disturbed = disturbed
         self.weight = nn.Parameter(torch.zeros(2))
         self.calls, self.now = 0, 0.0
 
@@ -81,22 +83,34 @@ class _Slow(nn.Module):
 
     def loss(self, x):
         self.calls += 1
-        self.now += 0.5 if self.calls == 1 else 0.02
+        self.now += 0.5 if self.calls == 1 else 0.2 if self.calls in self.disturbed else 0.02
         return Terms(error=(x - self.weight).square().sum(1))
 
 
-def test_a_pilot_measures_a_step_without_what_comes_before(monkeypatch):
-    """With the first step in the mean it would be 0.044."""
-    data, model = Data("points", (2,), x=torch.randn(64, 2)), _Slow()
+def piloted(model, seconds, monkeypatch):
+    """What a pilot of so many seconds finds."""
+    data = Data("points", (2,), x=torch.randn(64, 2))
     monkeypatch.setattr("hybrids.comparison.budgets.time", model)
 
     def build(settings, data):
         return [Stage("slow", model, [Player(model.loss, [model])])]
 
-    (seconds,) = seconds_of_stages(Settings(device="cpu", batch_size=8, ema=0), build, data, 0.25)
-    assert seconds == pytest.approx(0.02)
+    return seconds_of_stages(Settings(device="cpu", batch_size=8, ema=0), build, data, seconds)
+
+
+def test_a_pilot_measures_a_step_without_what_comes_before(monkeypatch):
+    """With the first step in the mean it would be 0.044."""
+    model = _Slow()
+    assert piloted(model, 0.25, monkeypatch) == [pytest.approx(0.02)]
     # 5 steps before it counts, 13 to fill 0.25 s, and on to the next ten.
     assert model.calls == 20
+
+
+def test_a_pilot_is_not_slowed_by_what_else_the_machine_does(monkeypatch):
+    """Two of its five fifths are disturbed: the mean over all would be 0.09, and cost the recipe four steps of five."""
+    model = _Slow(disturbed=range(21, 41))
+    assert piloted(model, 5.0, monkeypatch) == [pytest.approx(0.02)]
+    assert model.now > 5.0
 
 
 def test_flops_count_all_players_and_micro_batches():

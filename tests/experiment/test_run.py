@@ -225,6 +225,20 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, capsys, few_digits):
     assert [line["step"] for line in lines(out)] == [1, 2, 3]
 
 
+def test_fault_43_a_resume_may_not_change_what_the_weights_mean(tmp_path, capsys, few_digits):
+    """A prediction type leaves no trace in a checkpoint's shapes; a learning rate may change, as above the steps."""
+    out = tmp_path / "run"
+    run("ddpm", out, "--steps", "2", "--width", "8", "--sample-steps", "2")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    words = ["--steps", "3", "--width", "8", "--sample-steps", "2", "--resume", "auto", "--lr", "1e-4"]
+    with pytest.raises(SystemExit, match="2"):
+        run("ddpm", out, *words, "--prediction", "v_prediction")
+    assert "mean something else with other settings (prediction: epsilon → v_prediction)" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    run("ddpm", out, *words)
+    assert [line["step"] for line in lines(out)] == [1, 2, 3]
+
+
 def test_auto_starts_where_nothing_is(tmp_path, capsys, few_digits):
     """Fault 47: `--resume auto` without a checkpoint starts afresh, also in a folder whose run died early."""
     run("vae", tmp_path / "a", "--steps", "2")

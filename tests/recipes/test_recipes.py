@@ -57,6 +57,7 @@ def test_help(name, tmp_path):
     own, common = done.stdout.split("settings of every recipe", 1)
     assert recipe.__doc__.splitlines()[0] in own and f"recipes/{name}.py" in own
     inherited = {field.name for field in fields(Settings)}
+    assert set(recipe.Settings.structural) <= {field.name for field in fields(recipe.Settings)}
     for field in fields(recipe.Settings):
         flag = "--" + field.name.replace("_", "-")
         place = common if field.name in inherited else own
