@@ -1,5 +1,7 @@
 """Models that nest, losses that add, players that oppose: VAEs, GANs, diffusion models, and their hybrids."""
 
+import os
+
 import components
 
 if getattr(components, "PROJECT", None) != "hybrids":
@@ -7,6 +9,11 @@ if getattr(components, "PROJECT", None) != "hybrids":
         f"hybrids needs its own package `components`, but another of that name comes first on sys.path: "
         f"{getattr(components, '__file__', None)}; run from another folder, or rename that package"
     )
+
+if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    # Every DDP and optimizer imports it; imported while there is a process group it keeps that group, whose threads then
+    # outlive `end_training` and can abort the process at its exit. Accelerator() makes the group, so it is imported here.
+    import torch._dynamo  # noqa: F401
 
 from .adaptive import adaptive
 from .critic import Critic

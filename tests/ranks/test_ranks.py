@@ -39,6 +39,13 @@ def test_trap_07_there_are_two_ranks(both):
     assert both("world") == [{"size": 2, "rank": rank, "type": "DistributedType.MULTI_CPU"} for rank in (0, 1)]
 
 
+def test_trap_08_no_thread_of_a_process_group_outlives_the_training(both):
+    """Trap 8: a process that exits while gloo's threads run can abort. `end_training` ends them unless something keeps
+    the group, as torch._dynamo does if it is imported after it. Guard: `import hybrids` on several ranks comes first."""
+    for names in both("threads"):
+        assert names and not [name for name in names if "gloo" in name]
+
+
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("name", GAMES)
 def test_trap_03_two_ranks_equal_one_process_with_the_doubled_batch(name, k, both):
