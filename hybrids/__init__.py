@@ -11,8 +11,8 @@ if getattr(components, "PROJECT", None) != "hybrids":
     )
 
 if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-    # Every DDP and optimizer imports it; imported while there is a process group it keeps that group, whose threads then
-    # outlive `end_training` and can abort the process at its exit. Accelerator() makes the group, so it is imported here.
+    # DDP imports it too; imported while there is a process group it keeps that group, whose threads then outlive
+    # `end_training` and can abort the process at its exit. Accelerator() makes the group: so here, before it.
     import torch._dynamo  # noqa: F401
 
 from .adaptive import adaptive

@@ -41,7 +41,7 @@ def test_trap_07_there_are_two_ranks(both):
 
 def test_trap_08_no_thread_of_a_process_group_outlives_the_training(both):
     """Trap 8: a process that exits while gloo's threads run can abort. `end_training` ends them unless something keeps
-    the group, as torch._dynamo does if it is imported after it. Guard: `import hybrids` on several ranks comes first."""
+    the group, as torch._dynamo does if it is imported after it. Guard: `import hybrids` imports it on several ranks."""
     for names in both("threads"):
         assert names and not [name for name in names if "gloo" in name]
 
