@@ -185,7 +185,7 @@ class MLPDiscriminator(nn.Module):
         self.given = (given_features,) if isinstance(given_features, int) else given_features
         self.num_classes = num_classes
         inputs = [math.prod(self.features) + math.prod(self.given)] + [width] * (depth - 1)
-        # as in the MLP backbone: where t is one of few, a wider embedding costs half of the network for nothing
+        # t is one of few: an embedding as wide as the layers was half of the network's operations (docs/connections.md)
         embedding = min(width, 128)
         self.time = TimeEmbedding(embedding) if timed else None
         self.layers = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)

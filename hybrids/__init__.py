@@ -10,7 +10,7 @@ if getattr(components, "PROJECT", None) != "hybrids":
         f"{getattr(components, '__file__', None)}; run from another folder, or rename that package"
     )
 
-if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
     # DDP imports it too; imported while there is a process group it keeps that group, whose threads then outlive
     # `end_training` and can abort the process at its exit. Accelerator() makes the group: so here, before it.
     import torch._dynamo  # noqa: F401

@@ -85,7 +85,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
 
     def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
         x, cond = unpack(batch)
-        return x, None if cond is None else drop(cond, settings.label_dropout, data.classes)
+        return x, drop(cond, settings.label_dropout, data.classes)
 
     def adam(lr: float) -> partial[Adam]:
         # No momentum: each player answers the other's last move.

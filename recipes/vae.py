@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
+from components.conditions import drop
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.heads import BernoulliHead, CategoricalHead, LogisticHead, NormalHead
 from hybrids import VAE, Player, StandardNormal, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
+from hybrids.player import Batch, unpack
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Settings(experiment.Settings):
     likelihood: Literal["logistic", "categorical", "bernoulli", "normal", "none"] = setting(
         "none", "p(x|z); none: logistic over the grey levels of images, normal with a learned σ(z) for points."
     )
+    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
+    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     beta: float = setting(1.0, "Weight of the rate; 1 is the ELBO.", at_least=0)
     beta_warmup: float | None = setting(
         None, "Share of the steps over which β rises from 0; none: 0.3 for points, 0 for images.", at_least=0, at_most=1
@@ -47,21 +51,27 @@ def head(likelihood: str, data: Data) -> nn.Module:
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:
+    if settings.conditional and not data.classes:
+        raise ValueError(f"--conditional needs labels; --data {data.name} has none")
+    classes = data.classes if settings.conditional else None
     p_x = head(settings.likelihood, data)
     if data.is_image and not settings.flat:
-        encoder = ResidualEncoder(data.shape, settings.latent, settings.width)
-        decoder = ResidualDecoder(settings.latent, data.shape, p_x, settings.width)
+        encoder = ResidualEncoder(data.shape, settings.latent, settings.width, num_classes=classes)
+        decoder = ResidualDecoder(settings.latent, data.shape, p_x, settings.width, num_classes=classes)
     else:
-        encoder = MLPEncoder(data.shape, settings.latent, 8 * settings.width)
-        decoder = MLPDecoder(settings.latent, data.shape, p_x, 8 * settings.width)
+        encoder = MLPEncoder(data.shape, settings.latent, 8 * settings.width, num_classes=classes)
+        decoder = MLPDecoder(settings.latent, data.shape, p_x, 8 * settings.width, num_classes=classes)
     vae = VAE(encoder, decoder, StandardNormal(settings.latent), settings.beta, settings.free_bits)
     warmup = settings.beta_warmup if settings.beta_warmup is not None else 0.0 if data.is_image else 0.3
     rising = warmup * settings.steps
 
-    def loss(x: Tensor, step: int) -> Terms:
+    def loss(batch: Batch, step: int) -> Terms:
+        x, cond = unpack(batch)
         # Sønderby 2016, 1602.02282: charged in full from the start, z is given up where p(x|z) says little yet.
         share = 1.0 if step >= rising else step / rising
-        return (1 / data.dimensions) * vae.nelbo(x, *vae(x), settings.beta * share, settings.free_bits)
+        return (1 / data.dimensions) * vae.nelbo(
+            x, *vae(x, drop(cond, settings.label_dropout, classes)), settings.beta * share, settings.free_bits
+        )
 
     player = Player(
         loss,
@@ -71,7 +81,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         lr=warmup_cosine(settings.steps // 20, settings.steps),
         name="vae",
     )
-    return [Stage("vae", vae, [player])]
+    return [Stage("vae", vae, [player], conditional=settings.conditional)]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ class Settings(experiment.Settings):
     sample_steps: int = setting(250, "Steps of the sampler.", at_least=1)
     flat: bool = setting(False, "An MLP for images too, of ten times width units.")
     width: int = setting(
-        32, "Channels at the highest resolution; an MLP has four times as many, of images ten.", at_least=8
+        32,
+        "Channels at the highest resolution; an MLP has four times as many units for points, ten for images.",
+        at_least=8,
     )
     blocks: int = setting(1, "Residual blocks a resolution, of the U-Net.", at_least=1)
     dropout: float = setting(0.1, "Dropout in the U-Net.", at_least=0, below=1)

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hybrids import LatentModel, load
+from hybrids import load
 from hybrids.data import Data
 from hybrids.evaluation import METRICS, Figure, Scorer, measure
 from hybrids.evaluation.chunks import Chunks
@@ -170,10 +170,6 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     source = checkpoint_of(given.run)
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
-    if isinstance(model, LatentModel):
-        # The VAE whose prior is the second stage.
-        with asked(f"--likelihood of {given.run}"):
-            model = model.vae()
     data, stored, labels = examples(given, source)
     cuts = [slice(i, i + given.batch_size) for i in range(0, len(stored), given.batch_size)]
 

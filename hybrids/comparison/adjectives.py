@@ -24,7 +24,7 @@ SPREAD, SPIKES = 0.2, 0.01
 STRONG, WEAK = 0.9, 0.6
 SLOW = 0.1
 POOR, EXCELLENT = 0.7, 0.9
-EXACT = "; scripts/evaluate.py RUN --likelihood --ode has the exact one"
+EXACT = "; scripts/evaluate.py RUN --likelihood --ode has the probability flow's"
 
 Said = tuple[str | None, float | None, str | None, str]
 """The metric, its value, the word that it deserves, and why."""
@@ -146,7 +146,8 @@ def adjectives(recipes: Sequence[Mapping[str, Any]], real: Mapping[str, float]) 
     found = []
     for axis, usual in USUAL.items():
         for recipe, mean in zip(recipes, means):
-            if family(recipe["recipe"]) not in usual or not mean:
+            kind = family(recipe["recipe"])
+            if kind not in usual or not mean:
                 continue
             finished = recipe["state"] in ("finished", "partial")
             context = {
@@ -154,10 +155,10 @@ def adjectives(recipes: Sequence[Mapping[str, Any]], real: Mapping[str, float]) 
                 "real": real,
                 "finished": finished,
                 "likelihoods": likelihoods,
-                "family": family(recipe["recipe"]),
+                "family": kind,
             }
             metric, value, word, because = _JUDGES[axis](mean, context)
-            expected = usual[family(recipe["recipe"])]
+            expected = usual[kind]
             verdict = _verdict(axis, expected, word)
             if verdict == "contradicted":
                 because = f"{word}, not {expected}: {because}"

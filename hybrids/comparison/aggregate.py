@@ -48,9 +48,10 @@ def aggregate(out: Path, plan: dict[str, Any], machine: dict[str, Any], command:
     real = _json(out / "measured" / "real.json").get("figures", {})
     recipes = [_recipe(out, plan, recipe, entry) for recipe, entry in plan["recipes"].items()]
     metrics = _metrics()
-    _qualities(recipes)
+    quality = _quality(recipes)
+    _qualities(recipes, quality)
     for recipe in recipes:
-        recipe["summary"] = _summary(recipe["runs"], metrics, real)
+        recipe["summary"] = _summary(recipe["runs"], metrics, real, quality)
     card, asked = plan["data"], plan["asked"]
     used = {name for recipe in recipes for name in recipe["summary"]} | set(real)
     used |= {name for recipe in recipes for run in recipe["runs"] for name in run["figures"]}
@@ -180,15 +181,15 @@ def _stability(run: Run, outcome: dict[str, Any]) -> dict[str, float]:
 
 
 def _quality(recipes: list[dict[str, Any]]) -> str:
-    """The name in QUALITIES that figures and curves are told in."""
+    """The name in QUALITIES that quality is told in: the first that runs have as a figure, else on their curves."""
     runs = [run for recipe in recipes for run in recipe["runs"]]
-    known = {name for run in runs for part in (run["figures"], *run["curve"][-1:]) for name in part}
-    return next((name for name in QUALITIES if name in known), "frechet")
+    figures = {name for run in runs for name in run["figures"]}
+    curves = {name for run in runs for point in run["curve"] for name in point}
+    return next((name for known in (figures, curves) for name in QUALITIES if name in known), "frechet")
 
 
-def _qualities(recipes: list[dict[str, Any]]) -> None:
+def _qualities(recipes: list[dict[str, Any]], name: str) -> None:
     """Add what it takes to reach the stated quality: the median over recipes of the last one on their curves."""
-    name = _quality(recipes)
     lower = QUALITIES[name] == "lower"
     last = []
     for recipe in recipes:
@@ -216,8 +217,10 @@ def _qualities(recipes: list[dict[str, Any]]) -> None:
                     run["missing"][figure] = f"never reaches a {WORDS[name]} of {stated:.4g}"
 
 
-def _summary(runs: list[dict[str, Any]], metrics: list[dict[str, str]], real: dict[str, Any]) -> dict[str, Any]:
-    """Each figure over seeds. Numbers that are not finite are left out of it, and are seen in the runs."""
+def _summary(
+    runs: list[dict[str, Any]], metrics: list[dict[str, str]], real: dict[str, Any], quality: str
+) -> dict[str, Any]:
+    """Each figure over seeds, and the spread of `quality`; numbers that are not finite are seen in the runs alone."""
     found: dict[str, Any] = {}
     for metric in metrics:
         name, better = metric["name"], metric["better"]
@@ -229,15 +232,15 @@ def _summary(runs: list[dict[str, Any]], metrics: list[dict[str, str]], real: di
             reference = 1.0
         if values:
             found[name] = spread(values, better, reference)  # type: ignore[arg-type]
-    quality = next((found[name] for name in QUALITIES if name in found), None)
-    if quality and quality["std"] is not None and quality["mean"]:
-        share = quality["std"] / abs(quality["mean"])
+    told = found.get(quality)
+    if told and told["std"] is not None and told["mean"]:
+        share = told["std"] / abs(told["mean"])
         found["spread"] = {
             "mean": share,
             "std": None,
             "low": None,
             "high": None,
             "worst": None,
-            "runs": quality["runs"],
+            "runs": told["runs"],
         }
     return found

@@ -101,6 +101,7 @@ def seconds_of_stages(
 
     A step is what a run does in it: the batch, all turns, the logs, the moving average. Its time is the mean over the
     fastest fifth of those seconds: what else a machine does can only slow a step, and would cost a recipe its steps.
+    Work that comes every k steps, as a lazy penalty, is missed where a fifth of the seconds has fewer than k.
     """
     from accelerate import Accelerator
 
@@ -114,7 +115,7 @@ def seconds_of_stages(
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         begin = window = time.perf_counter()
         first, fastest = warm_up, math.inf
-        # Never reached: the loop below ends it by the clock, after at least ten steps that count.
+        # Never reached: the loop below ends it by the clock, after at least five steps that count.
         for n, logs in train(stage.players, read(batches), accelerator, 10**9):
             if ema is not None:
                 ema.update_parameters(stage.model)
@@ -124,7 +125,7 @@ def seconds_of_stages(
             now = time.perf_counter()
             if n == warm_up:
                 begin = window = now
-            elif n % 10 == 0 and n - first >= 10 and now - window >= seconds / 5:
+            elif n % 10 == 0 and n - first >= 5 and now - window >= seconds / 5:
                 fastest = min(fastest, (now - window) / (n - first))
                 first, window = n, now
                 if now - begin >= seconds:

@@ -26,7 +26,7 @@ from .runs import Run, timeline
 
 __all__ = ["EVALUATIONS", "Bench", "complete", "curve_of", "evaluations_of", "measure_real", "measure_run"]
 
-FORMAT = 2
+FORMAT = 3
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 SAMPLER = "ddim"
 """What the curve over evaluations draws with: the one solver that every schedule and any number of steps has."""
@@ -97,7 +97,7 @@ def shown(x: Tensor) -> Tensor:
 
 
 def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict[str, Any], float] | None:
-    """The metrics of QUALITIES of newly drawn samples, the floor of the first, and samples a second.
+    """The metrics of QUALITIES of newly drawn samples, the floor of each (NAME_floor), and samples a second.
 
     None where the data has none of them.
     """
@@ -110,8 +110,8 @@ def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict
     found, _ = figures_of(model, bench, x, [name for name in QUALITIES if modes or name != "high_quality"])
     if not found:
         return None
-    values = {name: found[name]["value"] for name in QUALITIES if name in found}
-    return {**values, "floor": found[next(iter(values))]["floor"]}, rate
+    values = {name: figure["value"] for name, figure in found.items()}
+    return values | {f"{name}_floor": figure["floor"] for name, figure in found.items()}, rate
 
 
 def curve_of(run: Path, batch: int, every: int, bench: Bench, samples: int) -> list[dict[str, Any]]:

@@ -47,10 +47,8 @@ class Reference:
         self.n = min(n, len(data) // 2)
         if self.n < LEAST_SAMPLES:
             raise Unavailable(f"{data.name} has {len(data)} examples; halves of at least {LEAST_SAMPLES} are compared")
-        self.x, self.other = (
-            training_examples(data, order[: self.n]),
-            training_examples(data, order[self.n : 2 * self.n]),
-        )
+        self.x = training_examples(data, order[: self.n])
+        self.other = training_examples(data, order[self.n : 2 * self.n])
         self.kept: dict[str, Any] = {}
 
     def floor(self, name: str, compute: Callable[[], float]) -> float:

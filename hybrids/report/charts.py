@@ -142,10 +142,10 @@ def _curves(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], i: int) 
     return axes.plot(*zip(*mean), color=colour(i), marker=marker(i), markersize=5, linewidth=1.8)[0]
 
 
-def _floor(report: Mapping, key: str) -> float | None:
-    """The noise floor that all points of curves share: that of as many samples as are drawn at each."""
+def _floor(report: Mapping, key: str, name: str) -> float | None:
+    """The noise floor of a metric that all points of curves share: that of as many samples as are drawn at each."""
     points = [p for recipe in report["recipes"] for run in recipe["runs"] for p in run.get(key) or ()]
-    floors = {number(p.get("floor")) for p in points} - {None}
+    floors = {number(p.get(f"{name}_floor")) for p in points} - {None}
     floor = next(iter(floors)) if len(floors) == 1 else None
     return floor if finite(floor) else None
 
@@ -190,7 +190,7 @@ def _against(
                 lines = [[(ends[0], ends[1])]] if finite(ends[0]) and finite(ends[1]) else []
             if lines:
                 handles.setdefault(i, _curves(axes, lines, i))
-        _finish(axes, label, _floor(report, key), wide, column.better == "lower")
+        _finish(axes, label, _floor(report, key, column.name), wide, column.better == "lower")
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
     grid[0].set_ylabel(_named(column) + arrow)
     titles = [literal(recipe["title"]) for recipe in report["recipes"]]
@@ -198,9 +198,9 @@ def _against(
     return png(drawn), column, round(drawn.get_figwidth() * 100)
 
 
-def _told(report: Mapping, key: str) -> str:
+def _told(report: Mapping, key: str, name: str) -> str:
     """What the caption says of the floor."""
-    if _floor(report, key) is None:
+    if _floor(report, key, name) is None:
         return ""
     return f" Dashed: the noise floor of {report['curve_samples']:,} samples, as many as each point is measured on."
 
@@ -213,7 +213,7 @@ def _sampling(report: Mapping, found: Sequence[Column]) -> Picture | None:
         made[0],
         f"{made[1].label} against what a sample costs: network evaluations (left) and measured speed (right). Thick: "
         "mean over seeds; thin: each seed; a lone marker: a model with one way to sample."
-        + _told(report, "evaluations_curve"),
+        + _told(report, "evaluations_curve", made[1].name),
         f"Lines of {made[1].label} against network evaluations and samples per second, one for each recipe.",
         made[2],
     )
@@ -225,7 +225,7 @@ def _training(report: Mapping, found: Sequence[Column]) -> Picture | None:
         "training.png",
         made[0],
         f"{made[1].label} against training time on this machine. Thick: mean over seeds; thin: each seed."
-        + _told(report, "curve"),
+        + _told(report, "curve", made[1].name),
         f"Lines of {made[1].label} against seconds of training, one for each recipe.",
         made[2],
     )

@@ -160,8 +160,8 @@ def _how(report: Mapping) -> str:
     one = "One seed: intervals, where there are any, are over examples (95%) and tell nothing of other seeds."
     signs = "↓ lower is better, ↑ higher is better, ◎ nearest to real data is better."
     floor = (
-        "The noise floor is the same metric between two halves of real data, or its known value for exact samples, of "
-        "as many examples as the row has: real data that was held out may be fewer, which raises distances and floor."
+        "The noise floor is the same metric between two halves of real data, or its known value for exact samples, on "
+        "as many examples as the row. Held-out real data may be fewer; their distances and floor are then higher."
     )
     bold = "Bold: better than every other in its column, with an interval that overlaps none of theirs."
     return f"{many if len(report['seeds']) > 1 else one} {signs} {floor} {bold}"

@@ -119,6 +119,23 @@ def test_quality_of_points_is_the_share_near_a_mode(tmp_path, plan):
     assert recipes["gan"]["summary"]["spread"]["mean"] == pytest.approx(0.02 / 2**0.5 / 0.5)
 
 
+def test_quality_is_told_in_what_runs_have_as_a_figure(tmp_path, plan):
+    """--metrics frechet on points: curves have the share near a mode too, but all of the report tells one metric."""
+    plan["recipes"] = {"vae": plan["recipes"]["vae"]}
+    for seed, frechet in enumerate((1.0, 3.0)):
+        run = Run(tmp_path, "vae", seed)
+        trained(run)
+        measured(run, frechet, 2.0, at_8=3.0)
+        body = json.loads(run.measured.read_text())
+        for point in (*body["curve"], *body["evaluations_curve"]):
+            point["high_quality"] = 0.9
+        run.measured.write_text(json.dumps(body))
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert recipe["summary"]["spread"]["mean"] == pytest.approx(math.sqrt(2) / 2)
+    assert recipe["runs"][0]["figures"]["seconds_to_quality"]["value"] == 3.0
+    assert recipe["runs"][0]["missing"]["rate_at_quality"] == "never reaches a Fréchet distance of 2"
+
+
 def test_a_run_that_was_not_measured_says_so(tmp_path, plan):
     plan["seeds"], plan["recipes"] = 1, {"vae": plan["recipes"]["vae"]}
     run = Run(tmp_path, "vae", 0)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small import TINY
+from small import TINY, tiny
 
 import hybrids
 from hybrids import Diffusion, experiment
+from hybrids.data import load_data
 from hybrids.experiment import load_recipe
 from hybrids.experiment.pictures import labels_shown
 
@@ -39,8 +40,6 @@ def test_a_conditional_run_learns_and_samples_by_label(tmp_path, few_digits, mon
     monkeypatch.setattr(Diffusion, "loss", spied_loss)
     monkeypatch.setattr(Diffusion, "sample", spied_sample)
     run(tmp_path / "run", "--conditional", "--guidance-scale", 2, "--label-dropout", 0.25, "--evaluate-every", 2)
-    from hybrids.data import load_data
-
     data = load_data("digits", 8)
     whole = data.decode(data.x)
     dropped = 0
@@ -52,6 +51,24 @@ def test_a_conditional_run_learns_and_samples_by_label(tmp_path, few_digits, mon
     assert asked[0].tolist() == list(range(10)) * 8 and asked[1].bincount().tolist() == [30] * 10
     # Eight rows of ten: 64 pixels each, and a frame of two.
     assert Image.open(tmp_path / "run/samples/step-2.png").size == (10 * 66 + 2, 8 * 66 + 2)
+
+
+@pytest.mark.parametrize("label_dropout, row", [(0.0, 7), (1 - 1e-9, 10)])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", ["vae", "gan", "ddpm", "adversarial_diffusion"])
+def test_labels_reach_every_player(name, flat, label_dropout, row):
+    """Of a batch of sevens each table of classes that a player moves learns that row alone; dropped, the null one."""
+    data = load_data("digits", 8)
+    batch = {"x": data.decode(data.x[:8]), "cond": torch.full((8,), 7)}
+    for player in tiny(load_recipe(name), data, conditional=True, label_dropout=label_dropout, flat=flat):
+        tables = [m.weight for move in player.moves for m in move.modules() if isinstance(m, torch.nn.Embedding)]
+        assert tables
+        for p in player.parameters_moved():
+            # What starts at zero lets no gradient through.
+            torch.nn.init.normal_(p, std=0.1)
+        terms = player.loss(batch, step=0) if player.takes_step else player.loss(batch)
+        for gradient in torch.autograd.grad(terms.total.sum(), tables):
+            assert gradient.abs().sum(1).nonzero().flatten().tolist() == [row], f"{player.name}: {gradient}"
 
 
 @pytest.mark.slow

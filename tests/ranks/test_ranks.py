@@ -39,6 +39,7 @@ def test_trap_07_there_are_two_ranks(both):
     assert both("world") == [{"size": 2, "rank": rank, "type": "DistributedType.MULTI_CPU"} for rank in (0, 1)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_trap_08_no_thread_of_a_process_group_outlives_the_training(both):
     """Trap 8: a process that exits while gloo's threads run can abort. `end_training` ends them unless something keeps
     the group, as torch._dynamo does if it is imported after it. Guard: `import hybrids` imports it on several ranks."""

@@ -143,7 +143,7 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
             if name not in without and not (plane and name in ("high_frequency", "laplacian"))
         }
         end, speed = figures["frechet"]["value"], figures["samples_per_second"]["value"]
-        steps, pace = range(200, 1001, 200), rng.uniform(0.04, 0.09)
+        steps, pace, floor = range(200, 1001, 200), rng.uniform(0.04, 0.09), {"frechet_floor": 0.3}
         run = {
             "seed": seed,
             "run": f"runs/{recipe}/seed-{seed}",
@@ -155,7 +155,7 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
             "flops": 1.3e12,
             "figures": figures,
             "curve": [
-                {"step": n, "seconds": n * pace, "images": 64 * n, "frechet": end * (1000 / n) ** 0.8, "floor": 0.3}
+                {"step": n, "seconds": n * pace, "images": 64 * n, "frechet": end * (1000 / n) ** 0.8} | floor
                 for n in steps
             ],
             "evaluations_curve": [
