@@ -38,7 +38,7 @@ from hybrids.experiment.run_folder import lock
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.")
+    parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.", allow_abbrev=False)
     add = parser.add_argument
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
     add("--metrics", nargs="*", metavar="NAME", help="metrics of samples, latents and cost: these, or all there are")

@@ -34,7 +34,7 @@ GUIDING = ("guidance_scale", "guidance_interval", "guidance_rescale")
 
 
 def given() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draw samples from a run.")
+    parser = argparse.ArgumentParser(description="Draw samples from a run.", allow_abbrev=False)
     add = parser.add_argument
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
     add("--number", type=int, default=64, help="how many samples (64)")
@@ -127,8 +127,10 @@ def main() -> None:
         model = load(arguments.run, arguments.recipe, ema=not arguments.no_ema, device=device)
         x = draw(model, arguments, device, accelerator)
     if x is not None:
-        folder = arguments.run.parent.parent if arguments.run.parent.name == "checkpoints" else arguments.run
-        out = arguments.out or folder / "samples" / f"drawn-{arguments.seed}.png"
+        run, name = arguments.run, f"drawn-{arguments.seed}.png"
+        if run.parent.name == "checkpoints":
+            run, name = run.parent.parent, f"{run.name}-{name}"
+        out = arguments.out or run / "samples" / name
         save_picture(x, out)
         print(f"{len(x)} samples of {tuple(x.shape[1:])}: {out}")
         if arguments.tensor is not None:

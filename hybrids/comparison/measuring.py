@@ -152,8 +152,10 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
 
         found = quality_of(model, bench, samples)
         if found is not None:
-            count = float(evaluations(model, 64))
-            points.append({"evaluations": count, **found[0], "samples_per_second": found[1]})
+            # Of a model whose networks are not known there is no such curve.
+            with suppress(TypeError):
+                count = float(evaluations(model, 64))
+                points.append({"evaluations": count, **found[0], "samples_per_second": found[1]})
         return points
     calls: list[None] = []
     hook = diffusion.denoiser.backbone.register_forward_hook(lambda *_: calls.append(None))

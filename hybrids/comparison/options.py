@@ -81,7 +81,10 @@ def check(options: Options) -> None:
     errors, here = [], recipes_here()
     for recipe in options.recipes:
         if recipe not in here:
-            errors.append(f"--recipes {recipe}: there is no such recipe; {_nearest(recipe, here)}")
+            errors.append(
+                f"--recipes {recipe}: there is no such recipe; {_nearest(recipe, here)}; your own are found by name in "
+                "the folder recipes of the current one"
+            )
     if len(set(options.recipes)) < len(options.recipes):
         errors.append("--recipes: a recipe is named twice; expected each once")
     if not options.recipes:

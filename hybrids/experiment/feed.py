@@ -25,6 +25,8 @@ def batches_of(stage: Stage, index: int, data: Data, settings: Settings, acceler
     """
     if stage.batches is None:
         return _batches(data, stage.conditional, settings, accelerator)
+    if isinstance(stage.batches, Data):
+        return _batches(stage.batches, stage.conditional, settings, accelerator)
     if not callable(stage.batches):
         return stage.batches
     with _noise_of_its_own(accelerator.device, settings.seed + (index + 1) * 7_919):

@@ -26,8 +26,10 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
 
     A run records a name only, and only a plain one is looked up: a path read from a run folder is never executed.
     """
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise Refusal(f"a run's recipe must be a plain name; got {name!r}")
+    if file is None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise Refusal(
+            f"a run's recipe must be a plain name to be looked up; got {name!r}; give its file: --recipe FILE"
+        )
     places = [Path(__file__).parents[2] / "recipes", Path.cwd() / "recipes"]
     found = [place / f"{name}.py" for place in places] if file is None else [Path(file)]
     path = next((candidate for candidate in found if candidate.is_file()), None)

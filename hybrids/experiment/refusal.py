@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def asked(what: str, here: bool = False) -> Iterator[None]:
         raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})", here) from error
 
 
-def first_asked(what: str, steps: Iterator[Any]) -> Iterator[Any]:
+def first_asked(what: str, steps: Iterator[Any]) -> Generator[Any, None, None]:
     """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
     # Each process has looked at a batch of its own.
     with asked(what, here=True):

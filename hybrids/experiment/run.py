@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from .refusal import Refusal, asked, first_asked, refusing
 from .run_folder import claim, lock
 from .settings import Settings, parse, to_yaml
 from .signals import Signals
-from .stage import Stage, check_finite, check_moved
+from .stage import Stage, check_finite, check_moved, checked
 from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
 
 __all__ = ["STOPPED", "experiment", "main"]
@@ -93,7 +93,7 @@ class _Run:
         # All ranks build the same networks; noise is seeded per rank, later.
         seed_all(settings.seed)
         with asked(f"recipe {recipe} with --data {settings.data}"):
-            self.stages = build(settings, self.data)
+            self.stages = checked(build(settings, self.data))
         for stage in self.stages:
             stage.root().to(accelerator.device)
         check_moved(self.stages)
@@ -178,8 +178,6 @@ class _Run:
 
     def _train(self, index: int, saved: disk.Checkpoint | None) -> bool:
         """Train one stage to its end; False if a signal stopped it."""
-        from tqdm import tqdm
-
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
         with asked(f"stage {stage.name!r}"):
@@ -194,45 +192,61 @@ class _Run:
         if saved is not None and saved.step > first and saved.rank_tensors is not None:
             gathered.restore(saved.rank_tensors)
         with asked(f"stage {stage.name!r}"):
-            steps = train(stage.players, read(batches), self.accelerator, end - first, start - first)
-        steps = first_asked(f"stage {stage.name!r}", steps)
-        bar = tqdm(
-            total=end - first,
-            initial=start - first,
-            desc=stage.name,
+            turns = train(stage.players, read(batches), self.accelerator, end - first, start - first)
+        steps = first_asked(f"stage {stage.name!r}", turns)
+        with self._bar(stage.name, start - first, end - first) as bar, closing(steps):
+            for n, logs in steps:
+                step = first + n
+                gathered.add(logs)
+                if ema is not None:
+                    ema.update_parameters(stage.model)
+                stopping = self._stopping(step)
+                logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)
+                save = step == end or stopping or _due(step, settings.checkpoint_every)
+                if save or logging:
+                    # Where only a signal asks for a checkpoint no line is written: the resumed run writes the due one.
+                    self.record.log(step, gathered, bar, write=logging)
+                if save:
+                    check_finite(stage, step)
+                bar.update(1)
+                try:
+                    self._show(step, end, shown, stage.conditional)
+                except Exception:
+                    # What a model cannot draw must not cost what it has learned. A save is all ranks' or none's.
+                    if save or self.accelerator.num_processes == 1:
+                        check_finite(stage, step)
+                        self._save(index, step, batches, ema, gathered)
+                        self.record.say(f"saved at step {step}, before the error below: {self.folder}")
+                    raise
+                if save:
+                    self._save(index, step, batches, ema, gathered)
+                if stopping and step < self.ends[-1]:
+                    return False
+        return True
+
+    def _bar(self, name: str, done: int, steps: int) -> Any:
+        """The progress of a stage, on the main process."""
+        from tqdm import tqdm
+
+        return tqdm(
+            total=steps,
+            initial=done,
+            desc=name,
             unit="step",
             dynamic_ncols=True,
             # A log file is no terminal: a line in ten seconds is enough there.
             mininterval=0.2 if sys.stderr.isatty() else 10,
             disable=not self.record.main,
         )
-        for n, logs in steps:
-            step = first + n
-            gathered.add(logs)
-            if ema is not None:
-                ema.update_parameters(stage.model)
-            stopping = self._stopping(step)
-            logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)
-            save = step == end or stopping or _due(step, settings.checkpoint_every)
-            if save or logging:
-                # Where only a signal asks for a checkpoint no line is written: the resumed run writes the due one.
-                self.record.log(step, gathered, bar, write=logging)
-            if save:
-                check_finite(stage, step)
-            bar.update(1)
-            if step == end or _due(step, settings.sample_every):
-                self.record.picture(step, shown, stage.conditional)
-            if _due(step, settings.evaluate_every):
-                self.record.evaluate(step, shown, stage.conditional)
-            if step == self.ends[-1]:
-                self.record.summary(step)
-            if save:
-                self._save(index, step, batches, ema, gathered)
-            if stopping and step < self.ends[-1]:
-                bar.close()
-                return False
-        bar.close()
-        return True
+
+    def _show(self, step: int, end: int, model: Any, conditional: bool) -> None:
+        """What is due after a step: pictures, an evaluation, the summary."""
+        if step == end or _due(step, self.settings.sample_every):
+            self.record.picture(step, model, conditional)
+        if _due(step, self.settings.evaluate_every):
+            self.record.evaluate(step, model, conditional)
+        if step == self.ends[-1]:
+            self.record.summary(step)
 
     def _stopping(self, step: int) -> bool:
         """Whether to stop after this step: all ranks or none, so several of them agree whenever they log."""

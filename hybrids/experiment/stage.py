@@ -11,7 +11,7 @@ from ..data import Batches, Data
 from ..game import Player
 from .refusal import Refusal
 
-__all__ = ["Stage", "check_finite", "check_moved", "unmoved"]
+__all__ = ["Stage", "check_finite", "check_moved", "checked", "unmoved"]
 
 
 @dataclass
@@ -20,9 +20,10 @@ class Stage:
 
     Arguments:
         name: what logs and messages call it.
-        model: what samples, is averaged (EMA), saved, and brought back by `load`.
+        model: what samples, is averaged (EMA), saved, and brought back by `load`. It must offer
+            `sample(n, generator=)`, with `cond=` too where the stage is conditional.
         players: who trains it, in order of turns.
-        batches: its own, or a function that makes them, or the Data that they are of, once the stages before are
+        batches: its own, or the Data that they are of, or a function that makes either once the stages before are
             trained, such as `LatentModel.cache`; it is called again on resume. None: the run's own.
         steps: its length; None: `--steps`.
         conditional: whether batches carry labels as cond, and samples are drawn by label.
@@ -32,7 +33,7 @@ class Stage:
     name: str
     model: nn.Module
     players: list[Player]
-    batches: Batches | Callable[[], Batches | Data] | None = None
+    batches: Batches | Data | Callable[[], Batches | Data] | None = None
     steps: int | None = None
     still: tuple[nn.Module, ...] = field(default=())
     conditional: bool = False
@@ -51,11 +52,23 @@ def unmoved(stage: Stage) -> list[str]:
     return [name for name, p in stage.model.named_parameters() if p.requires_grad and p not in known]
 
 
+def checked(stages: object) -> list[Stage]:
+    """What `build` returned, if it is stages whose models can be sampled. Raises ValueError."""
+    if not isinstance(stages, list | tuple) or not stages or not all(isinstance(stage, Stage) for stage in stages):
+        got = [type(one).__name__ for one in stages] if isinstance(stages, list | tuple) else type(stages).__name__
+        raise ValueError(f"build must return a list of Stage, at least one; got {got}")
+    for stage in stages:
+        if not callable(getattr(stage.model, "sample", None)):
+            name = type(stage.model).__name__
+            raise ValueError(f"stage {stage.name!r}: its model must offer sample(n, generator=); {name} does not")
+    return list(stages)
+
+
 def check_moved(stages: Sequence[Stage]) -> None:
     """Refuse a stage with a parameter that would stay as it was drawn (raises Refusal, with its name)."""
     errors = [
         f"stage {stage.name!r}: no player moves {', '.join(names[:3])} ({len(names)} parameter(s) in all): let one "
-        "move it, or set its requires_grad to False"
+        "move it, name its module in still=(...) of the stage, or set its requires_grad to False"
         for stage in stages
         if (names := unmoved(stage))
     ]

@@ -179,6 +179,7 @@ def test_fault_24_a_parameter_that_nobody_moves(refused):
     def build(settings, data, forgotten=lambda layer: None):
         (stage,) = toy()(settings, data)
         model = nn.ModuleDict({"head": stage.model, "trunk": nn.Linear(3, 3)})
+        model.sample = stage.model.sample
         forgotten(model["trunk"])
         return [Stage("painting", model, stage.players)]
 

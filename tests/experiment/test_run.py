@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -356,6 +357,66 @@ def toy(loss):
                                             name="painter")])]  # fmt: skip
 
     return build
+
+
+def painter(x_of_n):
+    """A build whose model draws what x_of_n says."""
+    plain = toy(lambda layer, x, step: Terms(error=layer(x.flatten(1))[:, 0].square()))
+
+    def build(settings, data):
+        (stage,) = plain(settings, data)
+        stage.model.sample = x_of_n
+        return [stage]
+
+    return build
+
+
+def test_what_a_model_cannot_draw_does_not_cost_its_training(tmp_path, few_digits):
+    """The error is raised once the checkpoint is written, and it is the last that is said."""
+
+    def broken(n, generator=None):
+        raise RuntimeError("a latent of another shape")
+
+    argv = arguments("toy", tmp_path / "run", "--steps", "3", "--resolution", "8", "--sample-every", "2")
+    with pytest.raises(RuntimeError, match="a latent of another shape"):
+        experiment.main(experiment.Settings, painter(broken), argv)
+    assert (tmp_path / "run/checkpoints/step-2/manifest.json").is_file()
+    argv[argv.index("--sample-every") + 1] = "9"
+    with pytest.raises(RuntimeError, match="a latent of another shape"):
+        experiment.main(experiment.Settings, painter(broken), [*argv, "--resume", "auto"])
+    assert (tmp_path / "run/checkpoints/step-3/manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (painter(None), "stage 'toy': its model must offer sample(n, generator=); Linear does not"),
+        (lambda settings, data: None, "build must return a list of Stage, at least one; got NoneType"),
+        (lambda settings, data: [nn.Linear(2, 2)], "build must return a list of Stage, at least one; got ['Linear']"),
+    ],
+)
+def test_a_build_without_stages_to_sample_is_refused(build, message, tmp_path, capsys, few_digits):
+    argv = arguments("toy", tmp_path / "run", "--steps", "2", "--resolution", "8")
+    with pytest.raises(SystemExit, match="2"):
+        experiment.main(experiment.Settings, build, argv)
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_data_of_its_own(tmp_path, few_digits):
+    """Its batches are the run's size of that data."""
+    mine = hybrids.data.Data.from_tensor(torch.ones(24, 1, 8, 8))
+    seen = []
+
+    def loss(layer, x, step):
+        seen.append(x)
+        return Terms(error=layer(x.flatten(1))[:, 0].square())
+
+    def build(settings, data):
+        (stage,) = toy(loss)(settings, data)
+        return [replace(stage, batches=mine)]
+
+    experiment.main(experiment.Settings, build, arguments("toy", tmp_path / "run", "--steps", "2", "--resolution", "8"))
+    assert all(x.shape == (8, 1, 8, 8) and (x == 1).all() for x in seen) and len(seen) == 2
 
 
 @pytest.mark.parametrize("log_every", [1, 50])
