@@ -1,4 +1,4 @@
-"""Data sets by name, folders of images and the hub's, decoded once and kept in memory where they fit."""
+"""Data sets by name, folders of images, files of arrays and the hub's, kept in memory where they fit."""
 
 import difflib
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .arrays import SUFFIXES, arrays
 from .augment import Augment
 from .curves import Curves, swiss_roll, two_moons
 from .digits import digits, stacked_digits
@@ -27,6 +28,7 @@ __all__ = [
     "Data",
     "Density",
     "Mixture",
+    "arrays",
     "digits",
     "folder",
     "gaussians_8",
@@ -59,7 +61,7 @@ def load_data(
     skip_bad_images: int = 0,
     workers: int = 2,
 ) -> Data:
-    """The data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images by its path.
+    """The data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images or a file of `arrays` by its path.
 
     Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1); horizontal_flip and
     crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `load_encoded`.
@@ -97,9 +99,12 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
-            f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; or a folder of "
-            f"images ({', '.join(EXTENSIONS)}), but {path.resolve()} is not there"
+            f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; a folder of "
+            f"images ({', '.join(EXTENSIONS)}) or a file of arrays ({', '.join(SUFFIXES)}), but {path.resolve()} is "
+            "not there"
         )
+    if path.suffix in SUFFIXES and not path.is_dir():
+        return arrays(path, resolution, channels)
     return folder(path, resolution, channels, skip_bad_images, workers)
 
 

@@ -85,11 +85,10 @@ class _Run:
         with asked("data"):
             self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
             self.data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+        # What config.yaml records is resolved.
+        self.settings = settings = replace(settings, data=self.data.name)
         if self.data.is_image:
-            # What config.yaml records is resolved.
-            self.settings = settings = replace(
-                settings, resolution=self.data.shape[-1], channels=self.data.shape[0], data=self.data.name
-            )
+            self.settings = settings = replace(settings, resolution=self.data.shape[-1], channels=self.data.shape[0])
         # All ranks build the same networks; noise is seeded per rank, later.
         seed_all(settings.seed)
         with asked(f"recipe {recipe} with --data {settings.data}"):
