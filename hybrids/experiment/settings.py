@@ -39,7 +39,7 @@ class Settings:
     structural: ClassVar[tuple[str, ...]] = ()
     """Settings that decide what the weights mean though not their shapes: a resume may not change them."""
 
-    data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of a folder of images or a file of arrays.")
+    data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of images' folder or arrays' file.")
     resolution: int | None = setting(None, "Height and width of the images; none: the data set's own.", at_least=1)
     channels: int | None = setting(None, "Channels of the images; none: the data set's own.", at_least=1)
     horizontal_flip: bool = setting(False, "Mirror every other image of a training batch, on average.")

@@ -145,7 +145,8 @@ def help_text(cls: type, recipe: str, known: Mapping[str, Setting], common: Iter
     own_doc = cls.__doc__ if not (cls.__doc__ or "").startswith(f"{cls.__name__}(") else ""
     doc = (getattr(sys.modules.get(cls.__module__), "__doc__", "") or own_doc or "").strip().partition("\n")[0]
     names = set(common)
-    script = f"python recipes/{recipe}.py"
+    # As it was typed, where it was.
+    script = "python " + (sys.argv[0] if cls.__module__ == "__main__" else f"recipes/{recipe}.py")
     lines = [f"{recipe}: {doc}" if doc else recipe, "", f"usage: {script} [--config FILE] [--setting value ...]", ""]
     own = [one for name, one in known.items() if name not in names]
     if own:
