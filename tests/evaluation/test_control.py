@@ -196,6 +196,13 @@ def test_inversion_stays_where_noise_is():
     assert torch.allclose(found, torch.tensor([[math.sqrt(2) + 3, 0.0]]), atol=0.02)
 
 
+def test_the_rate_of_an_inversion_falls_to_nothing():
+    """Far from x every step of Adam is as long as its rate: 0.1 (1 + ¾ + ½ + ¼) of four, and back to where it began."""
+    gan, start = linear_gan(torch.eye(1)), torch.randn(1, 1, generator=torch.Generator().manual_seed(0))
+    found = invert(gan, torch.tensor([[1000.0]]), steps=4, restarts=1, lr=0.1)
+    assert (found - start).item() == pytest.approx(0.25, rel=1e-3)
+
+
 class Valleys(nn.Module):
     """z → z of a positive number, -z/10 of a negative one: to look like 1.5 from there leads away from z = 1.5."""
 
@@ -317,6 +324,9 @@ def test_smoothness_of_a_line_and_of_a_jump():
     switch = VAE(encoder, Steep(1e6), StandardNormal(2))
     assert smoothness(even, a, b) == pytest.approx(1, rel=1e-5)
     assert smoothness(switch, a, b) == pytest.approx(15, rel=1e-5)
+    # The mean over paths: one that stands still counts as 15.
+    still = torch.tensor([[1.0, 1.0]])
+    assert smoothness(even, torch.cat([a, still]), torch.cat([b, still])) == pytest.approx(8, rel=1e-5)
     # In the space of a feature that is x³, steps at the ends are the longest: 1 - (13/15)³ of 2 in 15.
     cubed = smoothness(even, a, b, features=lambda x: x[:, :1] ** 3)
     assert cubed == pytest.approx(15 * (1 - (13 / 15) ** 3) / 2, rel=1e-4)
