@@ -118,6 +118,13 @@ def test_a_classifier_agrees_with_real_digits():
     assert found["classes"] == 10 and found["rarest_class_share"] > 0.05
 
 
+def test_it_reads_held_out_digits_as_their_labels_as_often_as_it_is_right():
+    data = digits(8)
+    found = agreement(data.decode(data.held_out), data.held_out_labels)
+    assert found["label_agreement"] == pytest.approx(found["classifier_accuracy"])
+    assert agreement(data.decode(data.held_out), (data.held_out_labels + 1) % 10)["label_agreement"] < 0.05
+
+
 def test_it_does_not_agree_with_noise_or_with_one_digit():
     data = digits(8)
     assert agreement(torch.rand(300, 1, 8, 8) * 2 - 1)["confidence"] < 0.9

@@ -187,6 +187,24 @@ def test_proper_distances_without_weights_say_so(monkeypatch):
             proper(x, x)
 
 
+def test_proper_distances_are_of_bytes_and_the_means_of_their_package(monkeypatch):
+    """Grey in three channels, from -1 at 0 to 1 at 255; subsets of no more than there are images."""
+    fidelity, asked = pytest.importorskip("torch_fidelity"), []
+
+    def measured(**given):
+        asked.append(given)
+        return {"frechet_inception_distance": 1.0, "kernel_inception_distance_mean": 2.0,
+                "kernel_inception_distance_std": 3.0}  # fmt: skip
+
+    monkeypatch.setattr(fidelity, "calculate_metrics", measured)
+    x, y = torch.tensor([-1.0, 0.0, 1.0, 7.0]).view(4, 1, 1, 1).expand(4, 1, 8, 8), torch.zeros(5, 3, 8, 8)
+    assert fid_proper(x, y) == 1 and kid_proper(x, y) == 2
+    assert asked[0]["fid"] and asked[1]["kid"] and asked[1]["kid_subset_size"] == 4
+    first, second = asked[0]["input1"], asked[0]["input2"]
+    assert (len(first), len(second)) == (4, 5) and first[0].shape == (3, 8, 8) and first[0].dtype == torch.uint8
+    assert [int(first[i].unique()) for i in (0, 1, 2, 3)] == [0, 128, 255, 255]
+
+
 @pytest.mark.slow
 def test_a_proper_distance_of_random_weights(tmp_path, monkeypatch):
     """The mechanics: grey images in, a finite number out; the weights are nobody's."""

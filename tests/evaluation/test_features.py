@@ -1,6 +1,7 @@
 """Feature spaces: shapes, what the classifier knows, the cache, and weights that are not at hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +130,27 @@ def test_weights_that_are_not_at_hand_are_said_so(monkeypatch, name):
 
 def no_weights(*given, **options):
     raise OSError("no network")
+
+
+@pytest.mark.parametrize(("name", "size", "options"), [("dinov2", 224, {"img_size": 224}), ("inception", 299, {})])
+def test_timm_sees_images_in_its_own_size_and_range(monkeypatch, name, size, options):
+    """A bicubic edge overshoots, and is cut off at ±1."""
+    given, seen = {}, []
+
+    def encoder(model, features, pretrained, frozen, **more):
+        given.update(more)
+        return SimpleNamespace(backbone=Seeing())
+
+    class Seeing(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)[:, :4]
+
+    monkeypatch.setattr(module, "TimmEncoder", encoder)
+    x = torch.ones(40, 1, 8, 8).index_fill(3, torch.arange(4), -1.0)
+    assert timm_features(name)(x).shape == (40, 4) and given == options
+    assert [part.shape for part in seen] == [(32, 3, size, size), (8, 3, size, size)]
+    assert seen[0].min() == -1 and seen[0].max() == 1
 
 
 @pytest.mark.slow

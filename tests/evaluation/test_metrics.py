@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from hybrids.data import Data, digits, load_data
+from hybrids.data import Data, Mixture, digits, load_data
+from hybrids.evaluation.distances import kernel
+from hybrids.evaluation.features import Pixels
 from hybrids.evaluation.figures import about, mean_of, resampled
-from hybrids.evaluation.metrics import METRICS, measure, measured_real
+from hybrids.evaluation.metrics import METRICS, measure, measured_real, measured_samples
 from hybrids.evaluation.of_samples import plug_in_kl
+from hybrids.evaluation.reference import reference
 
 CPU = torch.device("cpu")
 OF_POINTS = ["frechet", "sliced_wasserstein", "wasserstein", "high_quality", "log_density", "precision", "recall",
@@ -81,11 +84,33 @@ def test_a_copy_of_the_training_set_is_seen_as_such():
     assert real["frechet"].value < 3 * real["frechet"].floor and real["confidence"].value > 0.95
 
 
+def test_the_floor_of_confidence_is_that_of_as_many_held_out_digits():
+    data = digits(8)
+    x = data.decode(data.held_out[:100])
+    found = measured_samples(x, data, CPU, metrics=["confidence"])["confidence"]
+    assert found.value == found.floor < 1
+
+
+def test_a_proper_distance_is_of_samples_and_its_floor_of_real_examples(monkeypatch):
+    """By what tells black images from digits: how light they are."""
+    fidelity, data = pytest.importorskip("torch_fidelity"), digits(8)
+
+    def measured(input1, input2, **given):
+        apart = abs(input1.x.float().mean() - input2.x.float().mean()).item()
+        return {"frechet_inception_distance": apart}
+
+    monkeypatch.setattr(fidelity, "calculate_metrics", measured)
+    found = measured_samples(torch.full((100, 1, 8, 8), -1.0), data, CPU, metrics=["fid"])["fid"]
+    light = reference(data, 100, Pixels(data.shape)).x.mean().item()
+    assert found.value == pytest.approx((light + 1) * 127.5, abs=0.5) and found.floor < 0.1 * found.value
+
+
 def test_noise_is_no_digits():
     data = digits(8)
     found = figures(lambda n, g: torch.rand(n, 1, 8, 8, generator=g) * 2 - 1, data, None, 200)
     assert found["frechet"].value > 10 * found["frechet"].floor and found["precision"].value < 0.3
     assert found["high_frequency"].value > 1.5 and found["nearest_train"].value > 1.5
+    assert found["confidence"].value < 0.9 < 0.95 < found["confidence"].floor
     assert "modes" not in found and "wasserstein" not in found and "fid" not in found
 
 
@@ -106,6 +131,10 @@ def test_it_repeats_and_leaves_the_random_numbers_and_modes_alone(points):
     assert torch.equal(before, torch.get_rng_state()) and model.training
     assert first == measure(model, points, CPU, samples=100, metrics=["kernel", "frechet"], seed=3)
     assert first != measure(model, points, CPU, samples=100, metrics=["kernel", "frechet"], seed=4)
+    measure(model.eval(), points, CPU, samples=100, metrics=["frechet"])
+    assert not model.training
+    real = [measured_real(points, CPU, samples=100, seed=seed)["frechet"] for seed in (0, 0, 1)]
+    assert real[0] == real[1] != real[2]
 
 
 def test_samples_that_are_there_are_taken(points):
@@ -136,6 +165,12 @@ def test_samples_that_are_none_are_refused(points):
                      (torch.full((20, 2), math.nan), "samples must be finite; sample 0")):  # fmt: skip
         with pytest.raises(ValueError, match=why):
             measure(None, points, CPU, metrics=["frechet"], x=bad)
+
+
+def test_halves_of_too_few_examples_are_not_compared():
+    x = torch.randn(31, 2)
+    with pytest.raises(ValueError, match="few has 31 examples; halves of at least 16 are compared"):
+        measure(None, Data("few", (2,), x=x), CPU, metrics=["frechet"], x=x)
 
 
 def test_data_without_examples_leaves_what_needs_none(points):
@@ -172,6 +207,90 @@ def test_intervals_are_those_of_the_mean():
     spread = resampled(values, lambda v: v.mean().item(), repeats=200)
     assert spread == pytest.approx(1 / math.sqrt(4000), rel=0.25)  # a deviation of 200 draws is known within 5%
     assert about(0.1, 1.0, least=0.0).low == 0.0
+
+
+def badness(name, figure):
+    """A figure on a scale of its own where less is better, by what METRICS says of it."""
+    off = figure.value - (figure.floor if METRICS[name].better == "real" else 0)
+    return {"lower": off, "higher": -off, "real": abs(off)}[METRICS[name].better]
+
+
+@pytest.mark.parametrize("data_name", ["25-gaussians", "digits"])
+def test_the_better_end_of_each_metric_is_that_of_real_examples(data_name):
+    """Against almost the same grey, or the same point between the modes, for all samples."""
+    data = load_data(data_name, None if data_name == "25-gaussians" else 8)
+    noise = torch.randn(500, *data.shape, generator=torch.Generator().manual_seed(0))
+    real, same = measured_real(data, CPU, samples=500), measured_samples(0.02 * noise + 0.4, data, CPU)
+    assert set(real) == set(same) and len(real) >= 10
+    for name in real:
+        if name != "nearest_train":
+            assert badness(name, real[name]) < badness(name, same[name]), name
+    # To be nearer to training than real examples are is no better.
+    near = measured_samples(data.decode(data.x[:500]), data, CPU, metrics=["nearest_train"]) if data.is_image else {}
+    assert all(badness(name, real[name]) < badness(name, figure) for name, figure in near.items())
+
+
+def test_distances_are_of_half_the_training_set_and_counts_of_all_samples():
+    """40 examples are two halves of 20; of two modes 100 exact samples find what 100 do."""
+    density = Mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.1)
+    x = density.sample(140, torch.Generator().manual_seed(0)).float()
+    data, x = Data("few", (2,), x=x[:40], density=density), x[40:]
+    found, few = (measured_samples(part, data, CPU, metrics=OF_POINTS) for part in (x, x[:20]))
+    for name in ("frechet", "sliced_wasserstein", "wasserstein", "precision", "recall", "coverage"):
+        assert found[name] == few[name]
+    inside = 1 - math.exp(-4.5)
+    for figures, n in ((found, 100), (few, 20)):
+        assert figures["kl"].floor == pytest.approx(plug_in_kl(n, 2))
+        assert figures["modes"].floor == pytest.approx(2 * (1 - (1 - inside / 2) ** n), rel=1e-9)
+        share = figures["high_quality"].value
+        assert figures["high_quality"].low == pytest.approx(share - 1.959964 * math.sqrt(share * (1 - share) / n))
+
+
+def test_a_kernel_distance_of_subsets_is_known_better_than_one_subset_is(points):
+    """Of 4000 examples subsets are of 1000, and deviate twice as much as all would; no interval where they are all."""
+    x = points.density.sample(4000, torch.Generator().manual_seed(3)).float()
+    (found, few) = (measured_samples(part, points, CPU, metrics=["kernel"])["kernel"] for part in (x, x[:500]))
+    value, deviation = kernel(reference(points, 4000, Pixels((2,))).seen, x, 20)
+    assert found.value == value and found.high - value == pytest.approx(1.959964 * deviation / 2)
+    assert few.low is None and few.high is None
+
+
+def test_one_stray_sample_costs_fifty_nats_and_no_more():
+    """A sample on the mean of N(0, s² I) has log p = -log 2πs²; one that is anywhere else at least -50."""
+    density = Mixture(torch.zeros(1, 2), 0.5)
+    x = torch.tensor([[0.0, 0.0], [1e4, 0.0]]).repeat(8, 1)
+    found = measured_samples(x, Data("one", (2,), density=density), CPU, metrics=["log_density"])["log_density"]
+    assert found.value == pytest.approx((-math.log(2 * math.pi * 0.25) - 50) / 2, rel=1e-6)
+    # Minus the entropy, which 10,000 draws know to 1/100.
+    assert found.floor == pytest.approx(-math.log(2 * math.pi * math.e * 0.25), abs=0.04)
+
+
+def test_the_nearest_training_example_is_told_by_medians():
+    """All training at 0; of held-out examples three are 1 away and two are far, of samples 12 are 2 away, 8 are far."""
+    far = torch.tensor([[1.0], [1.0], [1.0], [50.0], [90.0]])
+    data = Data("line", (1,), x=torch.zeros(40, 1), held_out=far)
+    x = torch.cat([torch.full((12, 1), 2.0), torch.full((8, 1), 500.0)])
+    found = measured_samples(x, data, CPU, metrics=["nearest_train"])["nearest_train"]
+    assert found.value == pytest.approx(2.0) and found.floor == 1 and 0 <= found.low < 2 < found.high
+
+
+def test_the_reference_is_made_once_for_each_size_and_space(points):
+    pixels, other = Pixels((2,)), Pixels((2,))
+    other.name = "another"
+    first = reference(points, 100, pixels)
+    assert reference(points, 100, pixels) is first and first.n == len(first.x) == len(first.other) == 100
+    assert reference(points, 200, pixels).n == 200 and reference(points, 100, other).features is other
+    # Two halves of the set: nothing is in both.
+    whole = torch.cat([first.x, first.other])
+    assert len(whole.unique(dim=0)) == 200
+
+
+def test_real_examples_without_others_are_the_other_half():
+    """Then every metric of them is its own floor, and not the 0 of a half against itself."""
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    found = measured_real(Data("few", (2,), x=x), CPU, samples=100)
+    for name in ("frechet", "sliced_wasserstein", "wasserstein", "recall", "coverage"):
+        assert found[name].value == pytest.approx(found[name].floor) and found[name].value > 1e-3
 
 
 @pytest.mark.slow
