@@ -3,6 +3,7 @@ import math
 import pytest
 
 from hybrids.comparison.adjectives import USUAL, adjectives
+from hybrids.comparison.families import DEFAULT, family, title
 
 
 def recipe(name, state="finished", **means):
@@ -72,3 +73,36 @@ def test_the_exact_likelihood_of_a_diffusion_is_not_confirmed_by_a_bound():
 def test_hybrids_have_no_usual_words():
     recipes = [recipe("latent_diffusion", frechet=1.0), recipe("one_of_mine", frechet=1.0)]
     assert adjectives(recipes, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("axis", "of", "means", "verdict", "word"),
+    [
+        ("sharpness", "gan", {"high_frequency": 1.25}, "confirmed", ""),
+        ("sharpness", "gan", {"high_frequency": 1.26}, "contradicted", "noisy"),
+        ("sharpness", "ddpm", {"high_frequency": 0.79}, "contradicted", "blurry"),
+        ("control", "gan", {"probe": 0.59}, "confirmed", ""),
+        ("control", "gan", {"probe": 0.6}, "contradicted", "moderate"),
+        ("control", "ddpm", {"probe": 0.6}, "confirmed", ""),
+        ("control", "ddpm", {"probe": 0.9}, "contradicted", "strong"),
+        ("coverage", "ddpm", {"recall": 0.9}, "confirmed", ""),
+        ("coverage", "ddpm", {"recall": 0.89}, "contradicted", "good"),
+        ("likelihood", "ddpm", {"exact_nats": 1.0, "nats": 2.0}, "confirmed", ""),
+    ],
+)
+def test_every_word_has_its_number(axis, of, means, verdict, word):
+    entry = said(axis, recipe(of, **means), of=of)
+    assert entry["verdict"] == verdict and entry["value"] == next(iter(means.values()))
+    assert entry["because"].startswith(f"{word}, not {entry['usual']}: " if word else "")
+
+
+def test_the_default_recipes_are_each_family_and_each_connection():
+    families = {family(recipe) for recipe in DEFAULT}
+    assert families == {"VAE", "GAN", "diffusion", "GAN + diffusion", "VAE + diffusion", "VAE + GAN + diffusion"}
+    for name in DEFAULT:
+        latent, adversarial = name.startswith("latent"), "adversarial" in name
+        assert ("+" in family(name)) == (latent or adversarial)
+        assert ("GAN" in family(name)) == (adversarial or name == "gan")
+        assert ("VAE" in family(name)) == (latent or name == "vae")
+    assert len({title(recipe) for recipe in DEFAULT}) == len(DEFAULT)
+    assert (family("one_of_mine"), title("one_of_mine")) == ("other", "one of mine")

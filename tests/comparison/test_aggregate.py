@@ -51,12 +51,16 @@ def test_everything_that_lies_there_is_in_the_report(tmp_path, plan):
     trained(gan[0])
     measured(gan[0], math.inf, last=4.0)
     trained(gan[1], 2, "stopped at step 20: loss of player 'critic' is not finite")
+    plan["recipes"]["vae"]["parameters"] = 101
     plan["recipes"]["ddpm"] |= {"refused": "--conditional needs labels", "lengths": None}
     for seed in (0, 1):
         trained(Run(tmp_path, "latent_diffusion", seed), 1, "RuntimeError: of memory")
     report = aggregate(tmp_path, plan, {"device": "cpu"}, "compare")
 
+    assert report["budget"] == {"kind": "images", "value": 1280} and report["seeds"] == [0, 1]
+    assert (report["samples"], report["curve_samples"], report["parameters"]) == (100, 50, 100)
     recipes = {recipe["recipe"]: recipe for recipe in report["recipes"]}
+    assert [recipe["parameters"] for recipe in recipes.values()] == [101, 100, 100, 100]
     assert [recipe["state"] for recipe in recipes.values()] == ["finished", "partial", "refused", "failed"]
     assert recipes["ddpm"]["why"] == "--conditional needs labels" and recipes["ddpm"]["runs"] == []
     assert recipes["gan"]["why"].startswith("seed 1: stopped at step 20")
@@ -181,3 +185,62 @@ def test_a_recipe_that_refuses_when_it_runs_is_refused_and_has_no_runs(tmp_path,
         trained(Run(tmp_path, "vae", seed), 2, "--device cuda: there is none here", refused=True)
     (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
     assert (recipe["state"], recipe["why"], recipe["runs"]) == ("refused", "--device cuda: there is none here", [])
+
+
+def test_of_an_even_number_of_recipes_the_better_median_is_stated(tmp_path, plan):
+    """Curves end at 2 and 4: 2 is stated, which the second never reaches; the first has it from its first point on."""
+    plan["seeds"], plan["recipes"] = 1, {name: plan["recipes"][name] for name in ("vae", "gan")}
+    for name, last in zip(plan["recipes"], (2.0, 4.0)):
+        run = Run(tmp_path, name, 0)
+        trained(run)
+        measured(run, last, last, at_8=last)
+    first = Run(tmp_path, "vae", 0).measured
+    body = json.loads(first.read_text())
+    body["curve"][0]["frechet"] = body["evaluations_curve"][0]["frechet"] = 1.5
+    first.write_text(json.dumps(body))
+    vae, gan = (recipe["runs"][0] for recipe in aggregate(tmp_path, plan, {}, "")["recipes"])
+    assert vae["figures"]["seconds_to_quality"]["value"] == 1.0
+    assert vae["figures"]["rate_at_quality"]["value"] == 80.0
+    assert gan["missing"]["seconds_to_quality"] == "never reaches a Fréchet distance of 2"
+
+
+def test_steps_and_flops_are_those_of_all_stages(tmp_path, plan):
+    """10 steps of 5 FLOPs and 20 of 8: 210 in 30 steps, of 64 examples each."""
+    plan["seeds"], plan["recipes"] = 1, {"vae": plan["recipes"]["vae"] | {"lengths": [10, 20], "split": True}}
+    run = Run(tmp_path, "vae", 0)
+    trained(run)
+    measured(run, 1.0, 1.0)
+    run.measured.write_text(json.dumps(json.loads(run.measured.read_text()) | {"flops_per_step": [5.0, 8.0]}))
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    (found,) = recipe["runs"]
+    assert (found["steps"], found["images"], found["flops"]) == (30, 30 * 64, 210)
+    assert found["figures"]["flops_per_step"]["value"] == 7
+    assert recipe["words"] == "--data 8-gaussians --steps 20 --first-steps 10"
+
+
+@pytest.mark.parametrize(("real", "worst"), [(None, 0.5), (0.7, 1.2)])
+def test_the_worst_ratio_is_farthest_from_what_real_examples_have(tmp_path, plan, real, worst):
+    """Of 0.5 and 1.2: from 1, where real examples were not measured."""
+    plan["recipes"] = {"vae": plan["recipes"]["vae"]}
+    for seed, value in enumerate((0.5, 1.2)):
+        run = Run(tmp_path, "vae", seed)
+        trained(run)
+        measured(run, 1.0, 1.0)
+        body = json.loads(run.measured.read_text())
+        body["figures"]["high_frequency"] = {"value": value, "floor": 1.0, "low": None, "high": None}
+        run.measured.write_text(json.dumps(body))
+    if real is not None:
+        figure = {"value": real, "floor": 1.0, "low": None, "high": None}
+        (tmp_path / "measured" / "real.json").write_text(json.dumps({"figures": {"high_frequency": figure}}))
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert recipe["summary"]["high_frequency"]["worst"] == worst
+
+
+def test_what_was_measured_of_a_run_before_it_failed_does_not_count(tmp_path, plan):
+    plan["seeds"], plan["recipes"] = 1, {"vae": plan["recipes"]["vae"]}
+    run = Run(tmp_path, "vae", 0)
+    trained(run, 1, "RuntimeError: of memory")
+    measured(run, 1.0, 1.0)
+    (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
+    assert recipe["state"] == "failed" and "frechet" not in recipe["summary"]
+    assert "frechet" not in recipe["runs"][0]["figures"] and recipe["runs"][0]["samples"] is None

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hybrids import Player, Terms
-from hybrids.comparison.budgets import flops_of_stages, lengths, matched, seconds_of_stages, trained_parameters
+from hybrids.comparison.budgets import few, flops_of_stages, lengths, matched, seconds_of_stages, trained_parameters
 from hybrids.data import Data, load_data
 from hybrids.experiment import Settings, Stage, load_recipe, parse
 
@@ -128,3 +128,12 @@ def test_flops_count_all_players_and_micro_batches():
     (once,) = flops_of_stages(Settings(batch_size=8), build, data)
     assert once == 2 * (2 * 8 * 4 * 3 + 2 * 8 * 4 * 5)
     assert flops_of_stages(Settings(batch_size=8, accumulation=3), build, data) == [3 * once]
+
+
+def test_a_few_examples_keep_their_labels_and_factors():
+    data = Data("points", (2,), 3, x=torch.randn(20, 2), labels=torch.arange(20) % 3, factors=torch.randn(20, 4))
+    first = few(data, 5)
+    for name in ("x", "labels", "factors"):
+        assert torch.equal(getattr(first, name), getattr(data, name)[:5])
+    bare = Data("points", (2,))
+    assert few(bare, 5) is bare

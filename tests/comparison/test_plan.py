@@ -1,8 +1,10 @@
 import json
 import re
+import sys
 
 import pytest
 
+from hybrids.comparison import worker
 from hybrids.comparison.options import Options, check, data_asked
 from hybrids.comparison.plan import kept_plan, make_plan, run_words, with_lengths
 from hybrids.comparison.whole import _Whole
@@ -52,6 +54,13 @@ def test_a_recipe_that_the_data_refuses_is_refused_alone(tmp_path):
     assert plan["recipes"]["ddpm"]["refused"] == "--conditional needs labels; --data 8-gaussians has none"
 
 
+def test_an_example_of_every_micro_batch_counts(tmp_path):
+    plan = planned(options(tmp_path, words={"gan": "--batch-size 16 --accumulation 4"}))
+    assert plan["recipes"]["gan"]["batch"] == 64
+    with_lengths(tmp_path, plan, "gan", None)
+    assert plan["recipes"]["gan"]["lengths"] == [100]
+
+
 def test_recipes_and_seeds_may_be_added(tmp_path):
     first = planned(options(tmp_path))
     second = planned(options(tmp_path, recipes=("vae", "gan", "ddpm"), seeds=3))
@@ -95,6 +104,27 @@ def test_stages_split_the_budget_and_the_last_is_saved_six_times_and_at_its_end(
     assert [step for step in range(51, 101) if step % every == 0 or step == 100] == [54, 63, 72, 81, 90, 99, 100]
     # None of them is removed again.
     assert int(given["--keep-checkpoints"]) >= len([step for step in range(1, 101) if step % every == 0]) + 2
+
+
+@pytest.mark.parametrize(("images", "every"), [(640, "1"), (64 * 4000, "20")])
+def test_a_log_has_two_hundred_lines_or_one_a_step(tmp_path, images, every):
+    plan = planned(options(tmp_path, recipes=("vae",), value=images))
+    with_lengths(tmp_path, plan, "vae", None)
+    words = run_words(plan["recipes"]["vae"], 0, "cpu")
+    assert words[words.index("--log-every") + 1] == every
+
+
+@pytest.mark.parametrize(
+    ("recipe", "value", "seconds"),
+    [("vae", 100, 5.0), ("latent_diffusion", 100, 2.5), ("vae", 1000, 10.0), ("latent_diffusion", 20, 2.0)],
+)
+def test_a_pilot_takes_a_twentieth_of_the_budget_for_all_stages(tmp_path, monkeypatch, recipe, value, seconds):
+    """But 2 s of each at least, and 10 s at most."""
+    planned(options(tmp_path, recipes=(recipe,), kind="seconds", value=value))
+    monkeypatch.setattr(worker, "seconds_of_stages", lambda settings, build, data, seconds: [seconds])
+    monkeypatch.setattr(sys, "argv", ["worker", "costs", recipe, "--out", str(tmp_path), "--device", "cpu"])
+    worker.main()
+    assert json.loads((tmp_path / "pilots" / f"{recipe}.json").read_text()) == {"seconds": [seconds]}
 
 
 def test_what_a_pilot_found_is_kept(tmp_path):
