@@ -36,6 +36,15 @@ def test_who_leads(better, cells, real, first):
     assert leader(column(better, *cells, real=real)) == first
 
 
+def test_a_recipe_that_lost_a_seed_does_not_lead():
+    """The mean of its others is no rival, however good; and where it is left with one other there is no contest."""
+    lost = Cell(0.1, None, 0.05, 0.15, (0.1, math.nan))
+    second, third = Cell(1.0, None, 0.9, 1.1, (1.0,)), Cell(2.0, None, 1.9, 2.1, (2.0,))
+    given = ("m", "M", "quality", "lower", "", "")
+    assert leader(Column(*given, (lost, second, third), Cell())) == 1
+    assert leader(Column(*given, (lost, second), Cell())) is None
+
+
 def test_cells_are_of_seeds_or_of_the_only_run(made_up, tmp_path):
     report = made_up.report(tmp_path, recipes=("vae", "gan"))
     vae = report["recipes"][0]
@@ -75,6 +84,25 @@ def test_one_headline_an_axis_that_somebody_has(made_up, tmp_path):
     assert [c.name for c in chosen] == ["frechet", "coverage", "high_frequency", "samples_per_second", "worst_seed"]
 
 
+def test_points_are_told_by_the_share_of_high_quality_and_by_the_kl_of_modes():
+    names = {"frechet": "quality", "high_quality": "quality", "recall": "coverage", "kl": "coverage"}
+    found = [Column(name, "", axis, "lower", "", "", (Cell(1.0),), Cell()) for name, axis in names.items()]
+    assert [column.name for column in headlines(found)] == ["high_quality", "kl"]
+    # What nobody has is no headline.
+    found[1] = Column("high_quality", "", "quality", "higher", "", "", (Cell(),), Cell())
+    assert [column.name for column in headlines(found)] == ["frechet", "kl"]
+
+
+def test_one_finished_seed_has_no_worst(made_up, tmp_path):
+    report = made_up.report(tmp_path, recipes=("vae", "gan"))
+    vae = report["recipes"][0]
+    vae["runs"] = vae["runs"][:1]
+    vae["summary"] = made_up.summarized(vae["runs"])
+    worst = columns(report)[-1]
+    assert worst.cells[0].value is None and worst.cells[0].why == "takes two finished runs at least"
+    assert worst.cells[1].value == report["recipes"][1]["summary"]["frechet"]["worst"]
+
+
 def test_the_floor_is_that_of_as_many_examples_as_the_recipes_have_samples(made_up, tmp_path):
     report = made_up.report(tmp_path, recipes=("vae", "gan"))
     frechet = {c.name: c for c in columns(report)}["frechet"]
@@ -83,6 +111,9 @@ def test_the_floor_is_that_of_as_many_examples_as_the_recipes_have_samples(made_
         for run in recipe["runs"]:
             run["figures"]["frechet"]["floor"] = 0.2
     assert common_floor({c.name: c for c in columns(report)}["frechet"]) == 0.2
+    # Of several that one recipe's runs have it is the least.
+    report["recipes"][1]["runs"][0]["figures"]["frechet"]["floor"] = 0.3
+    assert {c.name: c for c in columns(report)}["frechet"].cells[1].floor == 0.2
     for run in report["recipes"][1]["runs"]:
         run["figures"]["frechet"]["floor"] = 0.3
     assert common_floor({c.name: c for c in columns(report)}["frechet"]) == 0.41

@@ -123,7 +123,7 @@ def test_the_page_says_what_it_is_about(written):
     report, out = written
     page = parsed(out)
     for said in ("digits, 1 × 8 × 8, 17 levels, 1,500 training examples", "64,000 images seen for each run",
-                 "about 500,000 for each model", "cpu, 1 thread, PyTorch 2.13.0, Python 3.11",
+                 "about 500,000 for each model", "2,000 of each run", "cpu, 1 thread, PyTorch 2.13.0, Python 3.11",
                  "confirmed", "contradicted", "not measured", "“blurry”", "0.43 of real is below 0.9",
                  "Measured for none of these recipes: Factor vae."):  # fmt: skip
         assert said in page.text, said

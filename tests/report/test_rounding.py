@@ -38,7 +38,7 @@ def test_numbers_are_written_to_what_their_uncertainty_carries(value, low, high,
 
 def test_counts_are_whole():
     assert [shown(v, whole=True) for v in (25.0, 1000.0, 24.67)] == ["25", "1,000", "24.7"]
-    assert [integer(v) for v in (64000, 0, None, 3_600_000, 1e12)] == ["64,000", "0", "–", "3,600,000", "1.00 × 10¹²"]
+    assert [integer(v) for v in (64000, 0, None, 1_234_567, 1e12)] == ["64,000", "0", "–", "1,234,567", "1.00 × 10¹²"]
 
 
 def test_rounding_costs_at_most_a_sixth_of_the_half_width_and_says_no_more_than_it_knows():
