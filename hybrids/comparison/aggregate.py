@@ -164,8 +164,8 @@ def _run(run: Run, entry: dict[str, Any], outcome: dict[str, Any]) -> dict[str, 
         "flops": flops if finished else None,
         "figures": figures,
         "missing": found.get("missing") or {},
-        "curve": found.get("curve", []),
-        "evaluations_curve": found.get("evaluations_curve", []),
+        "curve": found.get("curve", []) if finished else [],
+        "evaluations_curve": found.get("evaluations_curve", []) if finished else [],
         "samples": str(run.samples.relative_to(run.out)) if finished and run.samples.is_file() else None,
     }
 

@@ -30,6 +30,8 @@ FORMAT = 3
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 SAMPLER = "ddim"
 """What the curve over evaluations draws with: the one solver that every schedule and any number of steps has."""
+COUNTED = 4
+"""Samples whose evaluations are counted; all take as many."""
 CURVE_STEPS = 32
 """Of that sampler, at most, at each checkpoint: a chain's own hundreds at each would cost more than its training."""
 SHOWN_IMAGES, SHOWN_POINTS = 256, 4000
@@ -143,35 +145,29 @@ def _quick(model: Any) -> dict[str, Any]:
 
 
 def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any]]:
-    """Quality over network evaluations a sample: a curve where the sampler can be adjusted, else one point."""
-    diffusion = getattr(model, "second", model)
-    points: list[dict[str, Any]] = []
-    draw(model, min(ROWS, samples), bench.seed, bench.device)  # the first call is slower
-    if not isinstance(diffusion, Diffusion):
-        from ..evaluation.costs import evaluations
+    """Quality over network evaluations a sample: a curve where the sampler can be adjusted, else one point.
 
-        found = quality_of(model, bench, samples)
-        if found is not None:
-            # Of a model whose networks are not known there is no such curve.
-            with suppress(TypeError):
-                count = float(evaluations(model, 64))
-                points.append({"evaluations": count, **found[0], "samples_per_second": found[1]})
-        return points
-    calls: list[None] = []
-    hook = diffusion.denoiser.backbone.register_forward_hook(lambda *_: calls.append(None))
-    try:
-        for steps in EVALUATIONS:
-            calls.clear()
-            # More steps than a chain has levels cannot be.
-            with suppress(ValueError):
-                found = quality_of(model, bench, samples, sampler=SAMPLERS[SAMPLER], steps=steps)
-                if found is None:
-                    return []
-                count = len(calls) / -(-samples // ROWS)
-                point = {"evaluations": count, **found[0], "samples_per_second": found[1]}
-                points.append({**point, "sampler": SAMPLER})
-    finally:
-        hook.remove()
+    Empty for a model whose networks are not known.
+    """
+    from ..evaluation.costs import evaluations
+
+    diffusion, points = getattr(model, "second", model), []
+    draw(model, min(ROWS, samples), bench.seed, bench.device)  # the first call is slower
+    curve = isinstance(diffusion, Diffusion)
+    for steps in EVALUATIONS if curve else (0,):
+        if curve and steps > (diffusion.timesteps or steps):
+            # Between a chain's levels its network was not trained.
+            break
+        how: dict[str, Any] = {"sampler": SAMPLERS[SAMPLER], "steps": steps} if curve else {}
+        try:
+            count = evaluations(model, COUNTED, **how)
+        except TypeError:
+            return []
+        found = quality_of(model, bench, samples, **how)
+        if found is None:
+            return []
+        point = {"evaluations": count, **found[0], "samples_per_second": found[1]}
+        points.append({**point, "sampler": SAMPLER} if curve else point)
     return points
 
 

@@ -123,13 +123,14 @@ def _axes(shown: Sequence[Column], titles: Sequence[str]) -> Picture | None:
 
 
 def _points(run: Mapping, key: str, x: str, quality: str) -> list[tuple[float, float]]:
-    """Where a curve of a run has both numbers, in order."""
+    """A curve of a run, in order, its gaps as NaN; empty where it has nothing but gaps."""
     points = [(number(p.get(x)), number(p.get(quality))) for p in run.get(key) or ()]
-    return sorted((a, b) for a, b in points if finite(a) and finite(b))
+    line = [(a, b if finite(b) else math.nan) for a, b in points if finite(a)]
+    return sorted(line) if any(finite(b) for _, b in line) else []
 
 
 def _mean_line(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean of curves point by point, as far as all of them go."""
+    """The mean of curves point by point, as far as all of them go; a gap in one is a gap in the mean."""
     return [tuple(sum(values) / len(values) for values in zip(*points)) for points in zip(*lines)]  # type: ignore[misc]
 
 
@@ -153,7 +154,7 @@ def _floor(report: Mapping, key: str, name: str) -> float | None:
 def _finish(axes: Axes, x: str, floor: float | None, wide: float, log_quality: bool) -> None:
     """Scales and labels of a chart of quality."""
     xs = [float(v) for line in axes.get_lines() for v in list(line.get_xdata())]  # type: ignore[arg-type]
-    ys = [float(v) for line in axes.get_lines() for v in list(line.get_ydata())]  # type: ignore[arg-type]
+    ys = [y for line in axes.get_lines() for v in list(line.get_ydata()) if finite(y := float(v))]  # type: ignore[arg-type]
     if _wide(xs, wide):
         _logarithmic(axes, "x")
     if _wide(ys, 1.0) and (log_quality or _wide(ys, 10)):

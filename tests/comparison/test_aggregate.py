@@ -244,3 +244,4 @@ def test_what_was_measured_of_a_run_before_it_failed_does_not_count(tmp_path, pl
     (recipe,) = aggregate(tmp_path, plan, {}, "")["recipes"]
     assert recipe["state"] == "failed" and "frechet" not in recipe["summary"]
     assert "frechet" not in recipe["runs"][0]["figures"] and recipe["runs"][0]["samples"] is None
+    assert not recipe["runs"][0]["curve"] and "seconds_to_quality" not in recipe["summary"]

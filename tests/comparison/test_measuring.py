@@ -112,6 +112,12 @@ def test_a_chain_is_drawn_in_more_and_more_evaluations(bench):
     assert {point["sampler"] for point in found} == {"ddim"}
 
 
+def test_a_chain_is_drawn_in_no_more_steps_than_it_has_levels(bench):
+    """Its network was never trained between them."""
+    found = evaluations_of(diffusion(timesteps=8), bench, 64)
+    assert [point["evaluations"] for point in found] == [1, 2, 4, 8]
+
+
 def test_quality_has_the_rate_of_its_samples_and_is_lost_where_they_are(bench, monkeypatch):
     """A hundred that take half a second; within 3σ of the mode lie 1 - exp(-9/2)."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)

@@ -1,5 +1,7 @@
 """What the charts draw: the numbers of the report, each on its own axis."""
 
+import math
+
 import pytest
 
 from hybrids.report import charts as module
@@ -42,6 +44,21 @@ def test_training_is_the_mean_of_the_seeds_over_their_seconds(drawn):
     ]
     assert thick(axes) == [[pytest.approx(point) for point in line] for line in expected]
     assert axes.get_xlabel() == "Training time (s)" and axes.get_ylabel() == "Fréchet distance ↓"
+
+
+def test_a_seed_s_gap_is_a_gap_in_the_mean(made_up, tmp_path, monkeypatch):
+    """Points are averaged with those of the same checkpoint, whatever another seed lacks."""
+    figures = []
+    monkeypatch.setattr(module, "png", lambda figure: figures.append(figure) or b"")
+    report = made_up.report(tmp_path, recipes=("vae",), seeds=(0, 1))
+    runs = report["recipes"][0]["runs"]
+    runs[1]["curve"][0]["frechet"] = "nan"
+    module.charts(report, columns(report))
+    (axes,) = next(figure for figure in figures if figure.axes[0].get_xlabel() == "Training time (s)").axes
+    (line,) = thick(axes)
+    assert math.isnan(line[0][1])
+    expected = [sum(run["curve"][i]["frechet"] for run in runs) / 2 for i in range(1, 5)]
+    assert [y for _, y in line[1:]] == pytest.approx(expected)
 
 
 def test_sampling_is_over_evaluations_and_over_speed(drawn):
