@@ -122,7 +122,9 @@ class Denoiser(nn.Module):
     self_condition is the backbone's: whether it also takes an earlier `estimate` of x (Chen 2022, 2208.04202, section
     3.2); training and samplers then pass it on, by `recalled`.
     Raises ValueError for an unknown prediction or variance, for a backbone that answers with another one, and for
-    epsilon or edm with a schedule that ends in pure noise, where they say nothing of x (Lin 2023, 2305.08891).
+    epsilon or edm with a schedule that ends in pure noise, where they say nothing of x (Lin 2023, 2305.08891); when
+    called, ValueError for a t that does not fit and for a backbone's output that is not like x_t, TypeError for one
+    that is no tensor.
     """
 
     self_condition: bool = False
@@ -167,6 +169,9 @@ class Denoiser(nn.Module):
             raise ValueError(f"t must be () or (B,) = ({len(x_t)},) in [0, 1]; got shape {tuple(t.shape)}")
         alpha, sigma = self.schedule.alpha_sigma(t)
         output, interpolation = self.backbone(self._scaled(x_t, alpha, sigma), t, cond, **given), None
+        name = type(self.backbone).__name__
+        if not isinstance(output, Tensor):
+            raise TypeError(f"backbone {name} must return a tensor like x_t; got {type(output).__name__}")
         if self.variance == "learned_range":
             if output.shape[1] != 2 * x_t.shape[1]:
                 raise ValueError(
@@ -174,6 +179,10 @@ class Denoiser(nn.Module):
                     f"{x_t.shape[1]} of x; got {output.shape[1]}"
                 )
             output, interpolation = output.chunk(2, dim=1)
+        if output.shape != x_t.shape:
+            raise ValueError(
+                f"backbone {name} must return the shape of x_t, {tuple(x_t.shape)}; got shape {tuple(output.shape)}"
+            )
         return Estimate(x_t, alpha, sigma, self.prediction, output, self.sigma_data, interpolation)
 
     def _scaled(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

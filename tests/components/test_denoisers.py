@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from components.backbones import UNet
 from components.denoisers import Denoiser, Estimate
 from components.distributions import Delta, Normal
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
@@ -185,3 +186,40 @@ def test_times_of_another_shape_are_refused(shape):
     message = f"t must be () or (B,) = (8,) in [0, 1]; got shape {shape}"
     with pytest.raises(ValueError, match=re.escape(message)):
         denoiser()(torch.zeros(8, 3, dtype=F64), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 3, 8, 1), (1, 3, 8, 8), (3, 8, 8), (4, 6, 8, 8), ()])
+def test_an_output_of_another_shape_is_refused_and_not_broadcast(shape):
+    model = denoiser("v_prediction")
+    model.backbone = Function(lambda x_t, t: torch.zeros(shape, dtype=F64))
+    message = f"backbone Function must return the shape of x_t, (4, 3, 8, 8); got shape {shape}"
+    for call in (model, model.clipped, lambda x_t, t: model.reverse(x_t, 0.4, t)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(torch.zeros(4, 3, 8, 8, dtype=F64), 0.5)
+
+
+def test_a_network_built_for_fewer_channels_is_refused():
+    model = Denoiser(UNet((3, 8, 8), 16, out_channels=1), CosineSchedule(), "v_prediction")
+    message = "backbone UNet must return the shape of x_t, (2, 3, 8, 8); got shape (2, 1, 8, 8)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(torch.zeros(2, 3, 8, 8), 0.5)
+    learned = Denoiser(Function(lambda x_t, t: x_t.new_zeros(2, 6, 8, 1)), CosineSchedule(), "sample", "learned_range")
+    with pytest.raises(ValueError, match=r"must return the shape of x_t, \(2, 3, 8, 8\); got shape \(2, 3, 8, 1\)"):
+        learned(torch.zeros(2, 3, 8, 8), 0.5)
+
+
+@pytest.mark.parametrize("variance", [*VARIANCES, "learned_range"])
+def test_an_output_that_is_no_tensor_is_refused(variance):
+    """Such as the UNet2DOutput of diffusers."""
+    model = Denoiser(Function(lambda x_t, t: {"sample": x_t}), CosineSchedule(), "sample", variance)
+    with pytest.raises(TypeError, match="backbone Function must return a tensor like x_t; got dict"):
+        model(torch.zeros(2, 3), 0.5)
+
+
+def test_a_denoiser_compiles_in_one_graph_and_is_differentiated_by_torch_func():
+    model, x_t = denoiser("v_prediction"), torch.randn(4, 3, dtype=F64)
+    t = torch.linspace(0.1, 0.9, 4, dtype=F64)
+    compiled = torch.compile(lambda x_t, t: model(x_t, t).mean, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x_t, t), model(x_t, t).mean)
+    each = torch.func.vmap(torch.func.jacrev(lambda x, t: model(x[None], t).mean[0]))(x_t, t)
+    assert each.shape == (4, 3, 3) and each.isfinite().all()
