@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .distributions import DiscretizedLogistic, grid, per_example
+from .distributions.continuous import check_value
 from .precision import wide
 
 __all__ = ["DiscretizedLogisticMixture"]
@@ -43,6 +44,7 @@ class DiscretizedLogisticMixture:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        check_value(self, y, self.log_weights[:, 0].shape)
         return per_example(self._log_mass(wide(y)))
 
     def entropy(self) -> Tensor:

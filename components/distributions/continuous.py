@@ -1,7 +1,7 @@
 """The protocol, the Gaussian, the point, and what can only be sampled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -26,7 +26,7 @@ class Distribution(Protocol):
         ...
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """(B,) in nats."""
+        """(B,) in nats. Raises ValueError where y is not (B, *event), or (1, *event)."""
         ...
 
     def entropy(self) -> Tensor:
@@ -37,6 +37,20 @@ class Distribution(Protocol):
 def per_example(values: Tensor) -> Tensor:
     """Sum (B, *event) over the event: (B,)."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes (B, *event) are one but for a batch of 1: nothing else may broadcast."""
+    return one[1:] == other[1:] and (one[:1] == other[:1] or 1 in (*one[:1], *other[:1]))
+
+
+def check_value(p: Distribution, y: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError, naming p's class, unless y is of p's shape (B, *event), or either is of a batch of 1."""
+    if not alike(y.shape, shape):
+        raise ValueError(
+            f"y must be of the {type(p).__name__}'s shape {tuple(shape)}, or either of a batch of 1; "
+            f"got shape {tuple(y.shape)}"
+        )
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -60,6 +74,7 @@ class Normal:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats."""
+        check_value(self, y, self.mean.shape)
         squares = ((wide(y) - self.mean) / self.std).square()
         return per_example(-0.5 * (squares + math.log(2 * math.pi)) - self.std.log())
 
@@ -83,6 +98,7 @@ class Delta:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,): 0 where y is the point, else -inf."""
+        check_value(self, y, self.mean.shape)
         same = (y == self.mean).flatten(1).all(1)
         return torch.zeros(len(self.mean), dtype=self.mean.dtype, device=self.mean.device).masked_fill(~same, -math.inf)
 

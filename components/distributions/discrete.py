@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import wide
-from .continuous import Normal, per_example
+from .continuous import Normal, check_value, per_example
 
 __all__ = ["Bernoulli", "Categorical", "DiscretizedLogistic", "DiscretizedNormal", "grid"]
 
@@ -68,7 +68,9 @@ class Bernoulli:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats."""
-        return per_example(-F.binary_cross_entropy_with_logits(self.logits, (wide(y) + 1) / 2, reduction="none"))
+        check_value(self, y, self.logits.shape)
+        logits, y = torch.broadcast_tensors(self.logits, wide(y))
+        return per_example(-F.binary_cross_entropy_with_logits(logits, (y + 1) / 2, reduction="none"))
 
     def entropy(self) -> Tensor:
         """(B,) nats."""
@@ -102,6 +104,7 @@ class DiscretizedLogistic:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        check_value(self, y, self.location.shape)
         return per_example(self._log_mass(wide(y)))
 
     def entropy(self) -> Tensor:
@@ -141,6 +144,7 @@ class DiscretizedNormal:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        check_value(self, y, self.normal.mean.shape)
         return per_example(self._log_mass(wide(y)))
 
     def entropy(self) -> Tensor:
@@ -186,8 +190,9 @@ class Categorical:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """(B,) nats, of y on the grid 2v/(K-1) - 1."""
+        check_value(self, y, self.log_mass[:, 0].shape)
         index = ((wide(y) + 1) * ((self.levels - 1) / 2)).round().long().clamp(0, self.levels - 1)
-        return per_example(self.log_mass.gather(1, index.unsqueeze(1)).squeeze(1))
+        return per_example(self.log_mass.take_along_dim(index.unsqueeze(1), 1).squeeze(1))
 
     def entropy(self) -> Tensor:
         """(B,) nats."""

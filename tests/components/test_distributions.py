@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from components.distributions import (
     kl,
     kl_per_dimension,
 )
+from components.heads import BernoulliHead, LogisticHead, NormalHead
 
 F64 = torch.float64
 
@@ -46,16 +48,16 @@ DISCRETIZED = pytest.mark.parametrize("kind", ["logistic", "normal"])
 LEVELS = pytest.mark.parametrize("levels", [256, 17])
 
 
-def every(dtype=F64, copies=1):
-    """One of each distribution that has log_prob, over (3, 2, 2), the batch repeated so many times."""
-    raw = torch.randn(3, 2, 2, dtype=dtype).repeat(copies, 1, 1)
+def every(dtype=F64, copies=1, batch=3):
+    """One of each distribution that has log_prob, over (batch, 2, 2), the batch repeated so many times."""
+    raw = torch.randn(batch, 2, 2, dtype=dtype).repeat(copies, 1, 1)
     return {
         "normal": Normal(raw, 0.5 + raw.abs()),
         "delta": Delta(raw),
         "bernoulli": Bernoulli(raw),
         "logistic": DiscretizedLogistic(raw, raw - 1, 17),
         "discretized normal": DiscretizedNormal(raw, 0.5 + raw.abs(), 17),
-        "categorical": Categorical(torch.randn(3, 17, 2, 2, dtype=dtype).repeat(copies, 1, 1, 1)),
+        "categorical": Categorical(torch.randn(batch, 17, 2, 2, dtype=dtype).repeat(copies, 1, 1, 1)),
     }
 
 
@@ -243,6 +245,57 @@ def test_a_draw_inside_the_range_moves_one_to_one_with_the_mean(kind):
     torch.testing.assert_close(mean.grad, torch.ones_like(mean))
 
 
+@KINDS
+@pytest.mark.parametrize("event", [(2, 1), (1, 2), (1, 1), (2,), (2, 3), (1, 2, 2), ()])
+def test_a_value_of_another_event_is_refused_and_not_broadcast(kind, event):
+    p = every()[kind]
+    message = (
+        f"y must be of the {type(p).__name__}'s shape (3, 2, 2), or either of a batch of 1; got shape {(3, *event)}"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        p.log_prob(torch.ones(3, *event, dtype=F64))
+
+
+@KINDS
+def test_a_batch_of_one_broadcasts_against_many(kind):
+    """One value under many parameters, as of K draws of a latent, and many values under one."""
+    p, y = every()[kind], 2.0 * torch.randint(2, (3, 2, 2), dtype=F64) - 1
+    torch.testing.assert_close(p.log_prob(y[:1]), p.log_prob(y[:1].expand(3, 2, 2)), rtol=0, atol=0)
+    torch.manual_seed(1)
+    one = every(batch=1)[kind]
+    torch.manual_seed(1)
+    repeated = every(batch=1, copies=3)[kind]
+    torch.testing.assert_close(one.log_prob(y), repeated.log_prob(y), rtol=0, atol=0)
+
+
+@KINDS
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_value_of_another_batch_is_refused(kind, batch):
+    with pytest.raises(ValueError, match=rf"shape \(3, 2, 2\), or either of a batch of 1; got shape \({batch}, 2, 2\)"):
+        every()[kind].log_prob(torch.ones(batch, 2, 2, dtype=F64))
+
+
+def test_a_decoder_of_fewer_channels_is_refused():
+    for head in (NormalHead(0.1), NormalHead("shared"), NormalHead("learned"), LogisticHead(17), BernoulliHead()):
+        p = head(torch.randn(2, head.factor, 4, 4))
+        message = (
+            f"y must be of the {type(p).__name__}'s shape (2, 1, 4, 4), or either of a batch of 1; got shape (2, 3, 4"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            p.log_prob(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("std", [0.5, (), (1, 2, 1), (1, 2, 2), (3, 1, 1)])
+def test_a_shared_std_is_one_for_all_in_log_prob_and_in_kl(std):
+    mean, y = torch.randn(2, 3, 2, 2, dtype=F64)
+    std = std if isinstance(std, float) else 0.3 + torch.rand(std, dtype=F64)
+    shared, full = Normal(mean, std), Normal(mean, torch.as_tensor(std, dtype=F64).expand(3, 2, 2))
+    torch.testing.assert_close(shared.log_prob(y), full.log_prob(y), rtol=1e-12, atol=1e-12)
+    other = normal()
+    torch.testing.assert_close(kl(shared, other), kl(full, other), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(kl(other, shared), kl(other, full), rtol=1e-12, atol=1e-12)
+
+
 # Bernoulli, Categorical, Delta, Implicit
 
 
@@ -330,3 +383,38 @@ def test_kl_averages_over_its_samples():
 def test_kl_with_an_implicit_distribution_is_refused():
     with pytest.raises(TypeError, match="TinyGAN"):
         kl(normal(), Implicit(lambda generator: torch.zeros(3, 2, 2), "TinyGAN"))
+
+
+PAIRS = {
+    "normal": lambda *shape: Normal(torch.randn(shape, dtype=F64), 0.5),
+    "bernoulli": lambda *shape: Bernoulli(torch.randn(shape, dtype=F64)),
+    "categorical": lambda batch, *event: Categorical(torch.randn(batch, 5, *event, dtype=F64)),
+    "discretized normal": lambda *shape: DiscretizedNormal(torch.randn(shape, dtype=F64), 0.5, 5),
+}
+
+
+@pytest.mark.parametrize("kind", list(PAIRS))
+@pytest.mark.parametrize("q, p", [
+    ((4, 2), (1, 1)), ((4, 2), (4, 1)), ((4, 1), (4, 2)), ((4, 2), (4, 3)), ((4, 2), (4, 2, 2)), ((4, 2), (3, 2)),
+])  # fmt: skip
+def test_kl_of_different_shapes_is_refused_and_not_broadcast(kind, q, p):
+    with pytest.raises(
+        ValueError, match="must be of (one|the DiscretizedNormal's) shape.*, or either of a batch of 1; got"
+    ):
+        kl(PAIRS[kind](*q), PAIRS[kind](*p))
+
+
+@pytest.mark.parametrize("kind", ["normal", "bernoulli", "categorical"])
+def test_kl_takes_a_batch_of_one_on_either_side(kind):
+    raw = torch.randn(2, 4, 5, 2, dtype=F64)
+    build = {"normal": lambda x: Normal(x[:, 0], 0.5), "bernoulli": lambda x: Bernoulli(x[:, 0])}.get(kind, Categorical)
+    many, one, repeated = (build(x) for x in (raw[0], raw[1, :1], raw[1, :1].repeat(4, 1, 1)))
+    torch.testing.assert_close(kl(many, one), kl(many, repeated), rtol=1e-12, atol=0)
+    torch.testing.assert_close(kl(one, many), kl(repeated, many), rtol=1e-12, atol=0)
+
+
+def test_kl_names_both_shapes():
+    q, p = Normal(torch.zeros(4, 2), 1.0), Normal(torch.zeros(1, 1), 1.0)
+    for divergence in (kl, kl_per_dimension):
+        with pytest.raises(ValueError, match=r"got Normal of shape \(4, 2\) and Normal of shape \(1, 1\)"):
+            divergence(q, p)

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -101,6 +102,16 @@ def test_two_narrow_peaks():
     assert p.entropy().item() == pytest.approx(math.log(2), abs=1e-4)
     assert p.log_prob(torch.ones(1, 1)).item() == pytest.approx(-math.log(2), abs=1e-4)
     assert p.log_prob(torch.zeros(1, 1)).item() < -50
+
+
+@pytest.mark.parametrize("event", [(2, 1), (1, 2), (2,), (4, 2, 2)])
+def test_a_value_of_another_event_is_refused_and_not_broadcast(event):
+    p = mixture()
+    message = f"the DiscretizedLogisticMixture's shape (3, 2, 2), or either of a batch of 1; got shape {(3, *event)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        p.log_prob(torch.ones(3, *event))
+    y = torch.ones(1, 2, 2)
+    torch.testing.assert_close(p.log_prob(y), p.log_prob(y.expand(3, 2, 2)))
 
 
 @pytest.mark.parametrize("shapes, levels, message", [
