@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from .denoisers import Denoiser, Estimate
 from .precision import widest
 from .schedules import Time, over
+from .transformers import Condition, masked
 
 __all__ = ["Guided", "drop"]
-
-Condition = Tensor | tuple[Tensor, Tensor]
 
 
 def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Condition | None:
     """Replace each example's condition by the null one with probability p, per example; None stays None.
 
     Arguments: cond, labels (B,) int64, which need num_classes, the null label; or (tokens (B, L, F), mask (B, L) bool,
-    True where there is a token), whose mask becomes all False; p in [0, 1].
+    True where there is a token, None where all are), whose mask becomes all False; p in [0, 1].
     Ho & Salimans 2022, 2207.12598, algorithm 1.
     """
     if not 0 <= p <= 1:
@@ -27,7 +26,7 @@ def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Co
     if cond is None:
         return None
     if isinstance(cond, tuple):
-        tokens, mask = cond
+        tokens, mask = masked(cond)
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"mask must be (B, L) = {tuple(tokens.shape[:2])}; got {tuple(mask.shape)}")
         return tokens, mask & (torch.rand(len(mask), 1, device=mask.device) >= p)
@@ -96,7 +95,7 @@ class Guided(Denoiser):
 def _with_null(cond: Condition, denoiser: Denoiser) -> Condition:
     """cond, then as many null conditions."""
     if isinstance(cond, tuple):
-        tokens, mask = cond
+        tokens, mask = masked(cond)
         return torch.cat([tokens, tokens]), torch.cat([mask, torch.zeros_like(mask)])
     # A backbone may be wrapped: the label's table is somewhere in it.
     found = (getattr(module, "num_classes", None) for module in denoiser.backbone.modules())

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from .distributions import Distribution
 from .heads import Head
-from .layers import ClassEmbedding, DenseBlock, ResidualLevel, Upsample, check_event, group_norm, pyramid
+from .layers import (
+    ClassEmbedding,
+    DenseBlock,
+    ResidualLevel,
+    Upsample,
+    check_event,
+    check_image_shape,
+    group_norm,
+    pyramid,
+)
 
 __all__ = ["MLPDecoder", "ResidualDecoder"]
 
@@ -21,8 +30,8 @@ class ResidualDecoder(nn.Module):
     tuple serves both; num_classes, to adapt every block by a label, None being the null class. `last` is the last layer
     with parameters, where an adaptive weight compares gradients (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
-    Raises ValueError when `shape` does not lead to the latent's resolution, z is not (B, *latent), or cond does not
-    fit.
+    Raises ValueError when `shape` is another or does not lead to the latent's resolution, z is not (B, *latent), or
+    cond does not fit.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class ResidualDecoder(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "MLPDecoder")
         self.latent, self.shape, self.head, self.num_classes = latent, tuple(shape), head, num_classes
         multipliers, (h, w) = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
         self.label = ClassEmbedding(num_classes, 4 * width)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectral
 
-from .layers import ClassEmbedding, TimeEmbedding, check_event, pyramid
+from .layers import ClassEmbedding, TimeEmbedding, check_event, check_image_shape, pyramid
 from .precision import wide
 
 __all__ = ["MLPDiscriminator", "MinibatchStd", "PatchDiscriminator", "ResidualDiscriminator"]
@@ -107,7 +107,8 @@ class ResidualDiscriminator(nn.Module):
     of a pair; num_classes, for the projection discriminator, cond=None being the null class; minibatch_std, to append
     MinibatchStd before the last convolution (a logit then depends on its group of at most four examples).
 
-    Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, *shape).
+    Raises ValueError for another `shape`, for a t, given or cond that does not fit how it was built, or x not
+    (B, *shape).
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class ResidualDiscriminator(nn.Module):
         minibatch_std: bool = False,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "MLPDiscriminator")
         self.shape, self.given_channels, self.num_classes = tuple(shape), given_channels, num_classes
         multipliers, (h, w) = pyramid(shape, multipliers)
         widths = [width * m for m in multipliers]

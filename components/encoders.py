@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .distributions import Normal
-from .layers import ClassEmbedding, DenseBlock, ResidualLevel, check_event, group_norm, pyramid, soft_clamp
+from .layers import (
+    ClassEmbedding,
+    DenseBlock,
+    ResidualLevel,
+    check_event,
+    check_image_shape,
+    group_norm,
+    pyramid,
+    soft_clamp,
+)
 
 __all__ = ["MLPEncoder", "ResidualEncoder"]
 
@@ -30,7 +39,8 @@ class ResidualEncoder(nn.Module):
     latent (as far as both sides halve evenly), exactly to (h, w) for a tuple. With num_classes, labels adapt every
     block, and None means the null class.
 
-    Raises ValueError when `shape` does not lead to the latent's resolution, x is not (B, *shape), or cond does not fit.
+    Raises ValueError when `shape` is another or does not lead to the latent's resolution, x is not (B, *shape), or cond
+    does not fit.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class ResidualEncoder(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "MLPEncoder")
         self.shape, self.latent, self.num_classes = tuple(shape), latent, num_classes
         multipliers, (h, w) = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
         self.label = ClassEmbedding(num_classes, 4 * width)

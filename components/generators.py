@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .discriminators import SLOPE
 from .distributions import Distribution
 from .heads import DeltaHead, Head
-from .layers import ClassEmbedding, check_event, pyramid, zeroed
+from .layers import ClassEmbedding, check_event, check_image_shape, pyramid, zeroed
 from .precision import full_precision, wide
 
 __all__ = ["ModulatedConv", "ResidualGenerator", "Resampling", "StyleGenerator"]
@@ -74,8 +74,8 @@ class ResidualGenerator(nn.Module):
     "bilinear" or "nearest"; num_classes, whose embedding is concatenated to z, cond=None being the null class.
     `last` is the last layer with parameters.
 
-    Raises ValueError when the sides of `shape` do not divide, groups does not divide the channels, resampling is
-    another, z is not (B, latent), or cond does not fit.
+    Raises ValueError when `shape` is another or its sides do not divide, groups does not divide the channels,
+    resampling is another, z is not (B, latent), or cond does not fit.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class ResidualGenerator(nn.Module):
         super().__init__()
         if resampling not in get_args(Resampling):
             raise ValueError(f"resampling must be 'bilinear' or 'nearest'; got {resampling!r}")
+        check_image_shape(shape, "MLPDecoder")
         self.head: Head = DeltaHead(bounded=False) if head is None else head
         self.latent, self.shape, self.num_classes, self.resampling = latent, tuple(shape), num_classes, resampling
         multipliers, (h, w) = pyramid(shape, multipliers)
@@ -168,7 +169,8 @@ class StyleGenerator(nn.Module):
     ResidualGenerator; depth, the layers of the mapping network; num_classes, whose embedding is normalized like z and
     concatenated, cond=None being the null class. `last` is the layer that draws the finest image.
 
-    Raises ValueError when the sides of `shape` do not divide, depth < 1, z is not (B, latent), or cond does not fit.
+    Raises ValueError when `shape` is another or its sides do not divide, depth < 1, z is not (B, latent), or cond
+    does not fit.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class StyleGenerator(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be at least 1; got {depth}")
+        check_image_shape(shape, "MLPDecoder")
         self.head: Head = DeltaHead(bounded=False) if head is None else head
         self.latent, self.shape, self.num_classes = latent, tuple(shape), num_classes
         multipliers, (h, w) = pyramid(shape, multipliers)

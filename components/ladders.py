@@ -19,6 +19,7 @@ from .layers import (
     ResidualLevel,
     Upsample,
     check_event,
+    check_image_shape,
     group_norm,
     pyramid,
     zeroed,
@@ -34,7 +35,8 @@ class BottomUp(nn.Module):
     """Residual blocks with average pooling: (B, C, H, W) to the features of every resolution, coarsest first.
 
     Arguments: width times `multipliers`, the channels at each resolution, finest first; `blocks` residual blocks each.
-    Raises ValueError when a side of `shape` does not halve that often, x is not (B, *shape), or cond does not fit.
+    Raises ValueError when `shape` is another or a side of it does not halve that often, x is not (B, *shape), or cond
+    does not fit.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class BottomUp(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "DenseBottomUp")
         self.shape = tuple(shape)
         pyramid(shape, multipliers)  # refuses sides that do not divide
         widths = [width * m for m in multipliers]
@@ -129,8 +132,14 @@ class TopDownLevel(nn.Module):
         return self.head(self.to_prior(self._state(above, cond)))
 
     def posterior(self, above: Tensor | None, x: Sequence[Tensor], cond: Tensor | None = None) -> Normal:
-        """q(z|h, x)."""
+        """q(z|h, x). Raises ValueError where x[place] has not the sides of h."""
         features, h = x[self.place], self._state(above, cond)
+        if features.ndim != h.ndim or features.shape[2:] != h.shape[2:]:
+            expected = ", ".join(["B", "C", *map(str, h.shape[2:])])
+            raise ValueError(
+                f"x[{self.place}] must be the encoder's features of this level, ({expected}) as its state is; "
+                f"got shape {tuple(features.shape)}"
+            )
         return self.head(self.to_posterior(torch.cat([h.expand(len(features), *h.shape[1:]), features], dim=1)))
 
     def below(self, above: Tensor | None, z: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -159,8 +168,9 @@ def convolutional_ladder(
 
     The top is at 4 × 4, or lower if so many levels lead there; the lowest state may be coarser than the image, for a
     ResidualDecoder to double on. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
-    Raises ValueError where the sides do not halve that often.
+    Raises ValueError for another `shape`, and where its sides do not halve that often.
     """
+    check_image_shape(shape, "dense_ladder")
     if levels < 1:
         raise ValueError(f"levels must be at least 1; got {levels}")
     halvings = max(len(pyramid(shape)[0]), levels) - 1

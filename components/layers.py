@@ -38,6 +38,18 @@ def check_event(name: str, x: Tensor, event: Sequence[int]) -> None:
         raise ValueError(f"{name} must be ({expected}); got shape {tuple(x.shape)}")
 
 
+def check_image_shape(shape: Sequence[int], instead: str) -> None:
+    """Raises ValueError, naming a network to use instead, unless `shape`, of an event, is (C, H, W)."""
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (C, H, W); got {tuple(shape)}: for points use {instead}")
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raises ValueError unless `x` is (B, channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x must be (B, {channels}, H, W); got shape {tuple(x.shape)}")
+
+
 def convolution(inputs: int, outputs: int, kernel: int, dims: int = 2) -> nn.Conv1d | nn.Conv2d:
     """A convolution that keeps the sides: on sequences (B, C, L) for dims = 1, on images for 2; its kernel is odd."""
     return (nn.Conv1d if dims == 1 else nn.Conv2d)(inputs, outputs, kernel, padding=kernel // 2)
@@ -159,7 +171,9 @@ class ClassEmbedding(nn.Module):
     def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
         if self.table is None or self.num_classes is None:
             if cond is not None:
-                raise ValueError("cond must be None for a network built with num_classes=None; got labels")
+                raise ValueError(
+                    f"cond must be None for a network built with num_classes=None; got a {type(cond).__name__}"
+                )
             return None
         if cond is None:
             cond = torch.full((len(x),), self.num_classes, device=x.device)

@@ -38,14 +38,23 @@ class AdversarialLoss:
     relativistic: bool = False
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The discriminator's loss: (B,)."""
+        """The discriminator's loss: (B,). Raises ValueError unless both are of one shape."""
+        _check_pair(real, fake)
         return _per_example(self.of_discriminator(wide(real), wide(fake)))
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """The generator's loss: (B,). Raises ValueError if the loss is relativistic and `real` is None."""
+        """The generator's loss: (B,). Raises ValueError if it is relativistic and `real` None or of another shape."""
         if real is None and self.relativistic:
             raise ValueError(f"the {self.name} loss compares fake with real: the generator's turn needs real, too")
+        if real is not None and self.relativistic:
+            _check_pair(real, fake)
         return _per_example(self.of_generator(wide(fake), fake if real is None else wide(real)))
+
+
+def _check_pair(real: Tensor, fake: Tensor) -> None:
+    """Raises ValueError unless both are of one shape."""
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must be of one shape; got {tuple(real.shape)} and {tuple(fake.shape)}")
 
 
 def _per_example(values: Tensor) -> Tensor:
@@ -110,8 +119,7 @@ def gradient_penalty(
     summed over patches; real and fake (B, *event), both detached here. Batch norm mixes examples, and does not go with
     it (section 4 there). Raises ValueError when the shapes differ.
     """
-    if real.shape != fake.shape:
-        raise ValueError(f"real and fake must be of one shape; got {tuple(real.shape)} and {tuple(fake.shape)}")
+    _check_pair(real, fake)
     real, fake = wide(real.detach()), wide(fake.detach())
     u = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator, device=real.device, dtype=real.dtype)
     x = (u * real + (1 - u) * fake).requires_grad_()

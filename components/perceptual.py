@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import check_images
 from .precision import wide
 
 __all__ = ["Perceptual", "RandomFeatures"]
@@ -17,7 +18,7 @@ class RandomFeatures(nn.Module):
 
     A stand-in where no trained network may be had: it knows of edges and colours, and nothing of what people see.
     `pretrained` says so. Its weights are fixed, set by `seed`, and saved with the model.
-    Arguments: channels C; widths, one map each; seed.
+    Arguments: channels C; widths, one map each; seed. Raises ValueError for no widths, and for x not (B, C, H, W).
     """
 
     pretrained = False
@@ -38,6 +39,7 @@ class RandomFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps of x (B, C, H, W)."""
+        check_images(x, self.channels)
         maps: list[Tensor] = []
         for layer in self.layers:
             x = F.relu(layer(F.avg_pool2d(x, 2) if maps else x))

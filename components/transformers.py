@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import ClassEmbedding, TimeEmbedding, check_event, zeroed
+from .layers import ClassEmbedding, TimeEmbedding, check_event, check_image_shape, zeroed
 
 __all__ = [
     "Attention",
@@ -19,8 +19,14 @@ __all__ = [
     "positions",
 ]
 
-Condition = Tensor | tuple[Tensor, Tensor]
-"""Labels (B,) long, or (tokens (B, L, F), mask (B, L) bool, True where there is a token)."""
+Condition = Tensor | tuple[Tensor, Tensor | None]
+"""Labels (B,) long, or (tokens (B, L, F), mask (B, L) bool, True where there is a token; None where all are)."""
+
+
+def masked(cond: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Tokens and their mask, which is True everywhere where None was given."""
+    tokens, mask = cond
+    return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
 
 
 class TimeAndLabel(nn.Module):
@@ -63,7 +69,7 @@ class Context(nn.Module):
             return null, None
         if not isinstance(cond, tuple) or len(cond) != 2:
             raise ValueError(f"cond must be (tokens, mask) for a network built with context; got {type(cond).__name__}")
-        tokens, mask = cond
+        tokens, mask = masked(cond)
         if tokens.ndim != 3 or len(tokens) != len(x) or tokens.shape[2] != self.features:
             raise ValueError(f"tokens must be ({len(x)}, L, {self.features}); got shape {tuple(tokens.shape)}")
         if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
@@ -215,8 +221,8 @@ class DiT(nn.Module):
     width; num_classes, for cond as labels (B,), None being the null class; or context F, for cond as tokens and mask
     ((B, L, F), (B, L) bool) in every block's cross-attention, None being a learned null token; out_channels, C by
     default.
-    Raises ValueError when patch does not divide the sides, for the arguments above, when x_t is not (B, *shape), or
-    when t or cond does not fit.
+    Raises ValueError when `shape` is another, patch does not divide its sides, for the arguments above, when x_t is
+    not (B, *shape), or when t or cond does not fit.
     """
 
     def __init__(
@@ -231,6 +237,7 @@ class DiT(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "MLP")
         channels, height, long = shape
         if patch < 1 or height % patch or long % patch:
             raise ValueError(f"patch must divide the sides of shape {tuple(shape)}; got {patch}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .distributions import Normal
 from .encoders import _normal
-from .layers import ClassEmbedding, check_event
+from .layers import ClassEmbedding, check_event, check_image_shape, check_images
 from .transformers import TransformerBlock, positions
 
 __all__ = ["TimmEncoder", "TimmFeatures", "ViTEncoder"]
@@ -23,8 +23,8 @@ class ViTEncoder(nn.Module):
 
     Arguments: latent, an int; patch, the side of a patch; width, divisible by 4; depth, the number of blocks; heads,
     which divide width; num_classes, for labels that add to the learned token, None being the null class.
-    Raises ValueError when patch does not divide the sides, for the arguments above, when x is not (B, *shape), or cond
-    does not fit.
+    Raises ValueError when `shape` is another, patch does not divide its sides, for the arguments above, when x is not
+    (B, *shape), or cond does not fit.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ViTEncoder(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_shape(shape, "MLPEncoder")
         channels, height, long = shape
         if patch < 1 or height % patch or long % patch:
             raise ValueError(f"patch must divide the sides of shape {tuple(shape)}; got {patch}")
@@ -150,7 +151,7 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor, cond: None = None) -> Normal:
         """q(z|x): x (B, C, H, W) in [-1, 1]; cond must be None."""
-        _check_images(x, self.channels)
+        check_images(x, self.channels)
         if cond is not None:
             raise ValueError("cond must be None for a TimmEncoder; got something else")
         return _normal(self.last(self.backbone(x)))
@@ -193,14 +194,9 @@ class TimmFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps, finest first: x (B, C, H, W) in [-1, 1]."""
-        _check_images(x, self.channels)
+        check_images(x, self.channels)
         if self.size is not None:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         maps = self.backbone(x)
         # some models have their channels last
         return [h if h.shape[1] == c else h.permute(0, 3, 1, 2) for h, c in zip(maps, self.widths)]
-
-
-def _check_images(x: Tensor, channels: int) -> None:
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must be (B, {channels}, H, W); got shape {tuple(x.shape)}")

@@ -46,6 +46,14 @@ def test_tokens_are_dropped_by_their_mask_all_of_an_example_or_none():
     assert abs(gone.double().mean() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 20_000)
 
 
+def test_tokens_without_a_mask_are_dropped_as_under_a_mask_of_true_only():
+    tokens, mask = torch.randn(1000, 3, 2), torch.ones(1000, 3, dtype=torch.bool)
+    torch.manual_seed(1)
+    same, dropped = drop((tokens, None), 0.4)
+    torch.manual_seed(1)
+    assert same is tokens and torch.equal(dropped, drop((tokens, mask), 0.4)[1])
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_none_or_all_are_dropped_for_certain(p):
     assert (drop(torch.zeros(1000, dtype=torch.long), p, 7) == (7 if p else 0)).all()
@@ -218,6 +226,10 @@ def test_tokens_are_guided_against_an_empty_mask():
     tokens, mask = torch.randn(3, 4, 2, dtype=F64), torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
     found = Guided(model, 2.5)(X_T, 0.5, (tokens, mask))
     torch.testing.assert_close(found.mean, 2.5 * model(X_T, 0.5, (tokens, mask)).mean)
+    whole = torch.ones_like(mask)
+    assert torch.equal(
+        Guided(model, 2.5)(X_T, 0.5, (tokens, None)).mean, Guided(model, 2.5)(X_T, 0.5, (tokens, whole)).mean
+    )
     Guided(model, 2.5)(X_T, 0.5, (tokens, mask))
     twice, masks = model.backbone.seen
     assert torch.equal(twice, torch.cat([tokens, tokens])) and torch.equal(masks[:3], mask) and not masks[3:].any()

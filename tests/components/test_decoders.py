@@ -91,6 +91,8 @@ def test_labels(kind):
 
 
 def test_refusals():
+    with pytest.raises(ValueError, match=r"shape must be \(C, H, W\); got \(2,\): for points use MLPDecoder"):
+        ResidualDecoder(4, (2,), DeltaHead())
     with pytest.raises(ValueError, match=r"sides divisible by the down-sampling factor 4 .*\(1, 6, 6\)"):
         ResidualDecoder(2, (1, 6, 6), DeltaHead(), multipliers=(1, 2, 4))
     with pytest.raises(ValueError, match=r"latent must have .* got \(3, 3\) for shape \(1, 8, 8\)"):

@@ -171,5 +171,7 @@ def test_patch_and_construction_refusals():
         PatchDiscriminator(1, layers=0)
     with pytest.raises(ValueError, match="depth must be at least 1; got 0"):
         MLPDiscriminator(1, depth=0)
+    with pytest.raises(ValueError, match=r"shape must be \(C, H, W\); got \(2,\): for points use MLPDiscriminator"):
+        ResidualDiscriminator((2,))
     with pytest.raises(ValueError, match=r"down-sampling factor 4 .*\(1, 6, 6\)"):
         ResidualDiscriminator((1, 6, 6), multipliers=(1, 2, 4))

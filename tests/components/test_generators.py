@@ -175,6 +175,8 @@ def test_style_ignores_the_length_of_z():
     (lambda: ResidualGenerator(6, (1, 8, 8), width=8, groups=0), "got 0"),
     (lambda: ResidualGenerator(6, (1, 8, 8), resampling="cubic"), "resampling must be 'bilinear' or 'nearest'"),
     (lambda: ResidualGenerator(6, (1, 8, 8))(torch.zeros(4, 5)), r"z must be \(B, 6\); got shape \(4, 5\)"),
+    (lambda: ResidualGenerator(6, (2,)), r"shape must be \(C, H, W\); got \(2,\): for points use MLPDecoder"),
+    (lambda: StyleGenerator(6, (2,)), r"shape must be \(C, H, W\); got \(2,\): for points use MLPDecoder"),
     (lambda: StyleGenerator(6, (1, 8, 8), depth=0), "depth must be at least 1; got 0"),
     (lambda: StyleGenerator(6, (1, 8, 8))(torch.zeros(4, 5)), r"z must be \(B, 6\); got shape \(4, 5\)"),
     (lambda: StyleGenerator(6, (1, 8, 8)).synthesis(torch.zeros(4, 5)), r"w must be \(B, 6\); got shape \(4, 5\)"),

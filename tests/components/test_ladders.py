@@ -1,5 +1,7 @@
 """The learned levels of a hierarchical VAE."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +119,11 @@ def test_what_does_not_fit_is_refused():
     for make in (dense_ladder, convolutional_ladder):
         with pytest.raises(ValueError, match="levels must be at least 1; got 0"):
             make((1, 8, 8) if make is convolutional_ladder else 5, 0)
+    for make in (lambda: convolutional_ladder((2,)), lambda: BottomUp((2,), 8, (1, 2))):
+        with pytest.raises(
+            ValueError, match=r"shape must be \(C, H, W\); got \(2,\): for points use (dense_ladder|DenseBottomUp)"
+        ):
+            make()
     ladder, x = build("convolutional")
     with pytest.raises(ValueError, match="above must be the state of the level above, since this level has no start"):
         ladder.levels[1].prior(None)
@@ -125,3 +132,15 @@ def test_what_does_not_fit_is_refused():
     for encoder in (BottomUp((1, 8, 8), 8, (1, 2)), DenseBottomUp(5, 8, 2)):
         with pytest.raises(ValueError, match="x must be"):
             encoder(torch.randn(2, 3, 8, 8))
+
+
+@KINDS
+def test_features_of_another_level_or_none_at_all_are_refused(kind):
+    """Such as x itself, where the model has no encoder, of which place 0 is an example."""
+    ladder, x = build(kind)
+    top, sides = ladder.levels[0], "" if kind == "dense" else ", 2, 2"
+    message = f"x[0] must be the encoder's features of this level, (B, C{sides}) as its state is; got shape "
+    wrong = [x] if kind == "dense" else [x, ladder.encoder(x)[::-1]]
+    for seen in wrong:
+        with pytest.raises(ValueError, match=re.escape(message + str(tuple(seen[0].shape)))):
+            top.posterior(None, seen)

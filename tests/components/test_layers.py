@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from components.layers import (
     TimeEmbedding,
     Upsample,
     check_event,
+    check_image_shape,
+    check_images,
     group_norm,
     pyramid,
     sinusoidal,
@@ -93,6 +96,14 @@ def test_class_embedding_without_classes():
         embed(torch.zeros(3, dtype=torch.long), x)
 
 
+@pytest.mark.parametrize(
+    "cond, name", [(torch.zeros(3, dtype=torch.long), "Tensor"), ((torch.zeros(3, 2, 4), None), "tuple")]
+)
+def test_class_embedding_without_classes_says_what_it_was_given(cond, name):
+    with pytest.raises(ValueError, match=f"for a network built with num_classes=None; got a {name}"):
+        ClassEmbedding(None, 8)(cond, torch.randn(3, 2))
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 4)])
 def test_fourier_features_are_the_formula(shape):
     x = torch.rand(shape) * 2 - 1
@@ -158,6 +169,22 @@ def test_check_event():
     check_event("x", torch.zeros(2, 3), (3,))
     with pytest.raises(ValueError, match=r"x must be \(B, 3\); got shape \(2, 4\)"):
         check_event("x", torch.zeros(2, 4), (3,))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 8), (1, 2, 8, 8), ()])
+def test_check_image_shape(shape):
+    check_image_shape((2, 8, 8), "MLP")
+    with pytest.raises(
+        ValueError, match=rf"shape must be \(C, H, W\); got {re.escape(str(shape))}: for points use MLP"
+    ):
+        check_image_shape(shape, "MLP")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8), (2, 8, 8, 3)])
+def test_check_images(shape):
+    check_images(torch.zeros(2, 3, 8, 8), 3)
+    with pytest.raises(ValueError, match=rf"x must be \(B, 3, H, W\); got shape {re.escape(str(shape))}"):
+        check_images(torch.zeros(shape), 3)
 
 
 def test_residual_parts_start_as_the_identity():

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ def test_losses_and_gradients_are_finite_at_extreme_logits(pair):
     real, fake = torch.tensor([1e4, -1e4], requires_grad=True), torch.tensor([-1e4, 1e4], requires_grad=True)
     (pair.discriminator(real, fake) + pair.generator(fake, real)).sum().backward()
     assert real.grad.isfinite().all() and fake.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (4, 1, 2, 2)])
+def test_a_pair_of_different_shapes_is_refused_and_not_broadcast(shape):
+    real, fake = torch.randn(4), torch.randn(shape)
+    message = re.escape(f"real and fake must be of one shape; got (4,) and {shape}")
+    for loss in (relativistic, non_saturating, hinge, wasserstein):
+        with pytest.raises(ValueError, match=message):
+            loss.discriminator(real, fake)
+    with pytest.raises(ValueError, match=message):
+        relativistic.generator(fake, real)
+    assert non_saturating.generator(fake, real).shape == shape[:1]  # real says nothing there
 
 
 def test_a_relativistic_generator_without_real_is_refused():

@@ -142,6 +142,8 @@ def test_half_precision_is_compared_in_float32():
     (lambda: Perceptual(Maps(), ()), r"weights must be one for each map, and not negative; got \(\)"),
     (lambda: Perceptual(Maps(), (1.0,))(*images()), "weights must be one for each of 2 maps; got 1"),
     (lambda: Perceptual(Maps())(images()[0], images(3)[0]), r"x and y must be of one shape; got \(4, 3, 16, 16\) and"),
+    (lambda: Perceptual.random(3)(torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)),
+     r"x must be \(B, 3, H, W\); got shape \(2, 1, 8, 8\)"),
     (lambda: RandomFeatures(3, ()), "widths must name one map at least; got none"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(call, message):

@@ -130,6 +130,14 @@ def test_masked_tokens_do_not_count_and_order_does_not_matter(kind):
     assert not torch.allclose(network(x, t, (torch.where(mask[:, :, None], tokens + 1, tokens), mask)), out)
 
 
+@KINDS
+def test_tokens_without_a_mask_are_all_seen(kind):
+    network, x, t = build(kind, context=6)
+    tokens, mask = words()
+    whole = randomized(network)(x, t, (tokens, torch.ones_like(mask)))
+    assert torch.equal(network(x, t, (tokens, None)), whole) and not torch.equal(network(x, t, (tokens, mask)), whole)
+
+
 def test_the_null_token_is_hidden_where_there_are_others():
     context, (tokens, mask) = Context(6), words()
     mask = mask & torch.tensor([[True], [True], [False], [True]])
@@ -206,6 +214,7 @@ def test_positions():
 
 
 @pytest.mark.parametrize("build, message", [
+    (lambda: DiT((2,)), r"shape must be \(C, H, W\); got \(2,\): for points use MLP"),
     (lambda: DiT((1, 8, 6), 4), r"patch must divide the sides of shape \(1, 8, 6\); got 4"),
     (lambda: DiT((1, 8, 8), 0), "got 0"),
     (lambda: DiT((1, 8, 8), 2, width=18), "width must be divisible by 4; got 18"),
