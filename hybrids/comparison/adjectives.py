@@ -66,7 +66,7 @@ def _control(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
     name = "probe" if "probe" in mean else "probe_factors"
     value = mean.get(name)
     if value is None:
-        return "probe", None, None, "the data has no labels or factors, or the model no latents"
+        return "probe", None, None, "no labels or factors of the data are probed, or the model has no latents"
     word = "strong" if value >= STRONG else "weak" if value < WEAK else "moderate"
     return name, value, word, (
         f"a linear probe of the latents reaches {value:.3g}: strong from {STRONG}, weak below {WEAK}, else moderate"

@@ -46,7 +46,9 @@ def importance_weighted(
 
 def rows_of(cond: Any, part: slice) -> Any:
     """Some rows of a condition: of labels (B,), or of tokens and their mask."""
-    return tuple(each[part] for each in cond) if isinstance(cond, tuple) else cond if cond is None else cond[part]
+    if isinstance(cond, tuple):
+        return tuple(rows_of(each, part) for each in cond)
+    return None if cond is None else cond[part]
 
 
 def repeated(cond: Any, k: int) -> Any:

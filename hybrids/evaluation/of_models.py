@@ -104,8 +104,8 @@ def _probe(subject: Subject) -> Figure:
     from .control import probe
 
     data = subject.data
-    if data.labels is None or data.held_out_labels is None or not data.is_image:
-        raise Unavailable(f"{data.name} has no labels of images")
+    if data.labels is None or data.held_out_labels is None:
+        raise Unavailable(f"{data.name} has no labels")
     if data.name == "stacked-digits":
         raise Unavailable("stacked-digits has 1000 labels, of which so few examples are probed")
     index, z, z_held = subject.probed

@@ -3,6 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .columns import AXES, Column, headlines
 from .drawing import Picture
@@ -32,6 +33,11 @@ def _machine(machine: Mapping) -> str:
     known = [said.format(machine[key]) for key, said in _MACHINE.items() if machine.get(key) is not None]
     more = [f"{key} {value}" for key, value in machine.items() if key not in _MACHINE and value is not None]
     return ", ".join([*known, *more]).replace(" 1 threads", " 1 thread")
+
+
+def _title(report: Mapping) -> str:
+    # Of a folder or file the last part of its path; the facts have the whole.
+    return f"{Path(report['data']).name}: {len(report['recipes'])} recipes side by side"
 
 
 def _facts(report: Mapping) -> Html:
@@ -182,7 +188,7 @@ def page(report: Mapping, found: Sequence[Column], drawn: Sequence[Picture], mad
     """The report as one HTML document that fetches nothing."""
     recipes, measured = report["recipes"], [column for column in found if column.measured]
     kinds = {panel.kind for panel in made}
-    parts: list[Html] = [element("h1", f"{report['data']}: {len(recipes)} recipes side by side"), _facts(report)]
+    parts: list[Html] = [element("h1", _title(report)), _facts(report)]
     sections: list[tuple[str, str, list[Html]]] = []
 
     body = [element("p", _how(report), class_="note"),
@@ -216,7 +222,7 @@ def page(report: Mapping, found: Sequence[Column], drawn: Sequence[Picture], mad
     parts += [element("section", element("h2", title, id=f"{name}"), *inside) for name, title, inside in sections]
     head = element("head", element("meta", charset="utf-8"),
                    element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                   element("title", f"{report['data']}: {len(recipes)} recipes side by side"),
+                   element("title", _title(report)),
                    element("style", Html(STYLE)))  # fmt: skip
     whole = element("html", "\n", head, "\n", element("body", element("main", joined(parts, "\n"))), "\n", lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"

@@ -330,7 +330,7 @@ def test_what_fits_is_taken():
     ({"timesteps": 1}, r"D\(x, given\), timesteps=1; its MLPDiscriminator does not fit: t must be given"),
     ({"given": 0}, "MLPDiscriminator does not fit: given must be None"),
     ({"features": 4}, r"MLPDiscriminator does not fit: x must be \(B, 4\); got shape \(2, 5\)"),
-    ({"outputs": 4}, r"x of \(5,\) by G\(x_t, t, z\); its Stochastic does not fit: returns \(4,\)"),
+    ({"outputs": 4}, r"x of \(5,\) by G\(x_t, t, z\); its Stochastic does not fit: .* got shape \(2, 4\)"),
     ({"latent": 4}, r"Stochastic does not fit: z must be \(B, 3\); got shape \(2, 4\)"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_when_it_is_built(options, message):
