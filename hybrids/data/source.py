@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .points import Density
 from .streaming import Stream, Workers
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["Batches", "Data"]
 
@@ -32,6 +35,7 @@ class Data:
         factors, held_out_factors: (N, F) float32, what each example was made from; or None.
         factor_names: of the F factors.
         augment: applied to the x of each training batch, on its device; or None.
+    Raises ValueError for labels or factors that are not as many as the training examples.
     """
 
     name: str
@@ -49,6 +53,11 @@ class Data:
     held_out_factors: Tensor | None = field(default=None, repr=False)
     factor_names: tuple[str, ...] = ()
     augment: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("labels", self.labels), ("factors", self.factors)):
+            if values is not None and len(self) and len(values) != len(self):
+                raise ValueError(f"{name} must be as many as the examples, {len(self)}; got {len(values)}")
 
     @property
     def is_image(self) -> bool:
@@ -81,13 +90,14 @@ class Data:
         return cls(card["name"], tuple(card["shape"]), card["classes"], card["levels"])
 
     @classmethod
-    def from_tensor(cls, x: Tensor, name: str = "tensor", levels: int | None = 256) -> "Data":
+    def from_tensor(cls, x: "Tensor | ArrayLike", name: str = "tensor", levels: int | None = 256) -> "Data":
         """Data of one's own: images (N, C, H, W) in [-1, 1] on the grid of K levels (None: not on a grid), or (N, D).
 
-        Raises ValueError, naming the sample, for integers, NaN and images out of range.
+        x may be an array, too. Raises ValueError, naming the sample, for integers, NaN and images out of range.
         """
         from ..game import check_batch
 
+        x = torch.as_tensor(x)
         check_batch(x)
         if x.ndim != 4 or levels is None:
             return cls(name, tuple(x.shape[1:]), x=x.float())

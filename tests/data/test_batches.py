@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -183,3 +184,20 @@ def test_faults_15_and_16_bad_tensors_are_refused_by_sample(x, message):
 def test_more_levels_than_a_byte_holds_are_refused():
     with pytest.raises(ValueError, match="levels must be at most 256, or None; got 65536"):
         Data.from_tensor(torch.zeros(2, 1, 4, 4), levels=65536)
+
+
+def test_an_array_is_taken_like_a_tensor():
+    x = torch.randint(0, 17, (6, 1, 4, 4)) / 8.0 - 1
+    data = Data.from_tensor(x.double().numpy(), levels=17)
+    assert torch.equal(data.x, Data.from_tensor(x, levels=17).x)
+    assert Data.from_tensor(torch.randn(5, 2).double().numpy()).x.dtype == torch.float32
+    with pytest.raises(ValueError, match="x must be floating point"):
+        Data.from_tensor(torch.zeros(6, 1, 4, 4).byte().numpy())
+
+
+@pytest.mark.parametrize("labels", [3, 11])
+def test_labels_are_as_many_as_examples(labels):
+    with pytest.raises(ValueError, match=f"labels must be as many as the examples, 10; got {labels}"):
+        Data("points", (1,), x=torch.zeros(10, 1), labels=torch.zeros(labels, dtype=torch.int64))
+    with pytest.raises(ValueError, match=f"factors must be as many as the examples, 10; got {labels}"):
+        replace(numbered(), factors=torch.zeros(labels, 2))
