@@ -6,12 +6,24 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from components.losses import AdversarialLoss, gradient_penalty, non_saturating, squared_gradient
+from components.losses import (
+    AdversarialLoss,
+    gradient_penalty,
+    hinge,
+    least_squares,
+    minimax,
+    non_saturating,
+    relativistic,
+    squared_gradient,
+    wasserstein,
+)
 from components.precision import full_precision
 
 from .terms import Terms
 
-__all__ = ["Critic"]
+__all__ = ["Critic", "check_critic"]
+
+PAIRS = {pair.name: pair for pair in (minimax, non_saturating, least_squares, wasserstein, hinge, relativistic)}
 
 
 class Critic(nn.Module):
@@ -19,19 +31,20 @@ class Critic(nn.Module):
 
     Arguments:
         discriminator: (x, **given) → logits (B,) or patches.
-        pair: the losses of both sides, from `components.losses`.
+        pair: the losses of both sides, from `components.losses`, or the name of one there.
         r1, r2: γ of the zero-centred penalties γ/2 ‖∇D‖² on real and on fake, in units of (data scale)²; 0 is none.
         gp: λ of the gradient penalty between real and fake, 10 with the wasserstein pair; 0 is none.
         lazy: apply the penalties every so many steps, multiplied by this number (Karras 2019, 1912.04958, section 2.2).
             Relativistic pairs want 1: lazily they fail on stacked digits (Huang 2024, 2501.05441).
         augment: a differentiable function applied to real and fake alike (Zhao 2020, 2006.10738); the penalties
             differentiate through it.
+    Raises ValueError for a pair of no known name, for negative penalties and for lazy below 1.
     """
 
     def __init__(
         self,
         discriminator: nn.Module,
-        pair: AdversarialLoss = non_saturating,
+        pair: AdversarialLoss | str = non_saturating,
         r1: float = 0.0,
         r2: float = 0.0,
         lazy: int = 1,
@@ -45,7 +58,10 @@ class Critic(nn.Module):
             raise ValueError(f"gp must not be negative; got {gp}")
         if lazy < 1:
             raise ValueError(f"lazy must be at least 1; got {lazy}")
-        self.discriminator, self.pair, self.augment = discriminator, pair, augment
+        if isinstance(pair, str) and pair not in PAIRS:
+            raise ValueError(f"pair must be one of {', '.join(PAIRS)}; got {pair!r}")
+        self.discriminator, self.augment = discriminator, augment
+        self.pair = PAIRS[pair] if isinstance(pair, str) else pair
         self.r1, self.r2, self.gp, self.lazy = r1, r2, gp, lazy
 
     def forward(self, x: Tensor, **given: Tensor) -> Tensor:
@@ -92,3 +108,10 @@ class Critic(nn.Module):
         if real is None:
             raise ValueError(f"a critic with the {self.pair.name} pair needs fool(fake, real=x)")
         return Terms(adversarial=self.pair.generator(self(fake, **given), self(real.detach(), **given)))
+
+
+def check_critic(critic: nn.Module) -> None:
+    """Refuse what neither tells nor fools, such as a discriminator by itself (raises TypeError, with its name)."""
+    if not (hasattr(critic, "tell") and hasattr(critic, "fool")):
+        name = type(critic).__name__
+        raise TypeError(f"critic must offer tell and fool, as Critic(discriminator) does; got a {name}")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from components import losses
 from components.losses import non_saturating, relativistic, wasserstein
 from hybrids.critic import Critic
 
@@ -230,10 +231,17 @@ def test_the_dirac_gan_turns_in_circles_and_penalties_damp_it(pair, penalties, g
     ({"r2": -1.0}, "r1 and r2 must not be negative; got 0.0 and -1.0"),
     ({"gp": -1.0}, "gp must not be negative; got -1.0"),
     ({"lazy": 0}, "lazy must be at least 1; got 0"),
+    ({"pair": "bce"}, "pair must be one of minimax, .*, hinge, relativistic; got 'bce'"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Critic(Linear(), **settings)
+
+
+def test_a_pair_may_be_named():
+    for pair in (vars(losses)[name] for name in losses.__all__):
+        if isinstance(pair, losses.AdversarialLoss):
+            assert Critic(Linear(), pair.name).pair is pair
 
 
 def test_a_relativistic_critic_needs_real_to_be_fooled():

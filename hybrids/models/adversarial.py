@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from components.denoisers import Denoiser
 from components.precision import wide, widest
 
-from ..critic import Critic
+from ..critic import Critic, check_critic
 from ..terms import Terms
 from .scoring import implicit
 
@@ -37,7 +37,8 @@ class AdversarialDiffusion(nn.Module):
         timesteps: T; 1, 2, 4 or 8 in the paper.
         latent: the dimensions of z; None: G is a function of x_t and t alone.
     Raises ValueError for timesteps or latent below 1, for a schedule that does not start clean or another variance
-    than the small, and for networks that refuse their inputs, which are tried out on zeros.
+    than the small, and for networks that refuse their inputs, which are tried out on zeros; TypeError for a
+    discriminator in the place of its critic.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class AdversarialDiffusion(nn.Module):
         latent: int | None = 64,
     ) -> None:
         super().__init__()
+        check_critic(critic)
         if timesteps < 1:
             raise ValueError(f"timesteps must be at least 1; got {timesteps}")
         if latent is not None and latent < 1:

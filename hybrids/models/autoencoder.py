@@ -10,9 +10,10 @@ from components.distributions import Delta, Distribution, Implicit, per_example
 from components.precision import wide
 
 from ..adaptive import adaptive
-from ..critic import Critic
+from ..critic import Critic, check_critic
 from ..terms import Terms
 from .rates import StandardNormal, rate
+from .scoring import distortion
 
 __all__ = ["Autoencoder"]
 
@@ -41,7 +42,8 @@ class Autoencoder(nn.Module):
         critic: judges x̂ against x, or None. Its weight is critic_weight × `adaptive` × a ramp: 0 for critic_start
             steps, then rising in a straight line for critic_warmup steps. Until then its cost is not paid in `loss`; it
             learns from the first step, so that it knows something when it is first heard.
-    Raises ValueError for parts and options that do not go together.
+    Raises ValueError for parts and options that do not go together, TypeError for a discriminator in the place of its
+    critic.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Autoencoder(nn.Module):
                 "perceptual_weight, critic_weight, critic_start and critic_warmup must not be negative; got "
                 f"{perceptual_weight}, {critic_weight}, {critic_start} and {critic_warmup}"
             )
-        if critic is not None and not hasattr(decoder, "last"):
-            raise ValueError(f"a critic's weight is measured at decoder.last; {type(decoder).__name__} has none")
+        if critic is not None:
+            check_critic(critic)
+            if not hasattr(decoder, "last"):
+                raise ValueError(f"a critic's weight is measured at decoder.last; {type(decoder).__name__} has none")
         self.encoder: Any = encoder
         self.decoder: Any = decoder
         self.bottleneck: Any = bottleneck
@@ -137,7 +141,7 @@ class Autoencoder(nn.Module):
 
     def _distortion(self, x: Tensor, p: Distribution) -> Terms:
         if self.reconstruction == "likelihood":
-            terms = Terms(reconstruction=-p.log_prob(x))
+            terms = Terms(reconstruction=distortion(p, x))
         else:
             apart = wide(x) - _picture(p)
             terms = Terms(reconstruction=per_example(apart.abs() if self.reconstruction == "l1" else apart.square()))

@@ -9,7 +9,7 @@ from components.conditions import Guided
 from components.denoisers import Denoiser, Estimate
 from components.distributions import kl, per_example
 from components.precision import wide
-from components.samplers import Spacing, Thresholded, ancestral, time_grid
+from components.samplers import SAMPLERS, Spacing, Thresholded, ancestral, time_grid
 from components.timesteps import TimeSampler, UniformTimes
 from components.weightings import WeightFunction
 
@@ -56,7 +56,9 @@ class Diffusion(DiffusionBound):
             sampling (Chen 2022, 2208.04202, section 3.2). `nll` and `bound` are of the chain that is shown none, so to
             train on `nll`, as a VAE's prior, does not teach it to sample.
         times: which t `loss` trains on; uniform by default (with a log-SNR-linear schedule that is uniform in λ).
-        sampler, sample_steps, guidance_scale: what `sample` uses; steps are T by default, 250 in continuous time.
+        sampler, sample_steps, guidance_scale: what `sample` uses; a sampler, or its name in `components.samplers`;
+            steps, at most T, are T by default, 250 in continuous time.
+    Raises ValueError for settings that do not go together, and for a sampler of no known name.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Diffusion(DiffusionBound):
         timesteps: int | None = None,
         weighting: Weighting | WeightFunction = "simple",
         times: TimeSampler | None = None,
-        sampler: Sampler = ancestral,
+        sampler: Sampler | str = ancestral,
         sample_steps: int | None = None,
         guidance_scale: float = 1.0,
     ) -> None:
@@ -89,7 +91,8 @@ class Diffusion(DiffusionBound):
         super().__init__(denoiser, shape, last, levels, timesteps)
         self.weighting = weighting
         self.times = UniformTimes() if times is None else times
-        self.sampler, self.sample_steps = sampler, sample_steps or timesteps or 250
+        self.sampler = _named(sampler)
+        self.sample_steps = self._at_most_timesteps("sample_steps", sample_steps or timesteps or 250)
         self.guidance_scale = guidance_scale
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
@@ -148,7 +151,7 @@ class Diffusion(DiffusionBound):
         n: int,
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         spacing: Spacing = "trailing",
@@ -161,7 +164,10 @@ class Diffusion(DiffusionBound):
         A schedule that starts clean is taken down to t = 0, where the last step is that mean. guidance_scale as in
         diffusers: 1 is none; see `components.conditions.Guided`, for its interval and rescale too. spacing, of the
         grid of times; thresholding, the quantile of `components.samplers.Thresholded`, by default none.
+        Raises ValueError for a guidance_scale without cond, for more steps than T, and for a sampler of no known name.
         """
+        if cond is None and guidance_scale not in (None, 1):
+            raise ValueError(f"guidance_scale needs cond: there is nothing to guide by; got {guidance_scale} without")
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         denoiser = self.denoiser
         if scale != 1 and cond is not None:
@@ -169,10 +175,25 @@ class Diffusion(DiffusionBound):
         if thresholding is not None:
             denoiser = Thresholded(denoiser, thresholding)
         schedule = denoiser.schedule
-        steps = self.sample_steps if steps is None else steps
+        steps = self.sample_steps if steps is None else self._at_most_timesteps("steps", steps)
         times = time_grid(steps, spacing=spacing, schedule=schedule, timesteps=self.timesteps or 1000)
         x = schedule.terminal_std * self.noise.sample(n, generator=generator)
         if schedule.exploding and times[0] < 1:
             x = x * float(schedule.alpha_sigma(times[0])[1]) / schedule.terminal_std
-        x = (sampler or self.sampler)(denoiser, x, times, cond, generator)
+        x = (self.sampler if sampler is None else _named(sampler))(denoiser, x, times, cond, generator)
         return x if self.starts_clean else self.last(x, cond).mean  # type: ignore[misc]
+
+    def _at_most_timesteps(self, name: str, steps: int) -> int:
+        """The steps of a sampler: more would ask the network of times between all that it was trained on."""
+        if self.timesteps is not None and steps > self.timesteps:
+            raise ValueError(f"{name} must be at most timesteps, {self.timesteps}; got {steps}")
+        return steps
+
+
+def _named(sampler: Sampler | str) -> Sampler:
+    """A sampler itself, or the one of a name."""
+    if not isinstance(sampler, str):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, or a function like them; got {sampler!r}")
+    return SAMPLERS[sampler]  # type: ignore[return-value]

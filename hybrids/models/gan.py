@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from ..critic import Critic
+from ..critic import Critic, check_critic
 from ..terms import Terms
 from .rates import StandardNormal
-from .scoring import implicit
+from .scoring import answer, implicit
 
 __all__ = ["GAN"]
 
@@ -16,17 +16,20 @@ class GAN(nn.Module):
 
     It is two players: the generator moves `generator` on `loss`, the critic moves `critic` on `judge`.
     Arguments: generator, a decoder z → Distribution; critic; latent, the shape of one z.
+    Raises TypeError for a discriminator in the place of its critic.
     """
 
     def __init__(self, generator: nn.Module, critic: Critic, latent: int | tuple[int, ...]) -> None:
         super().__init__()
+        check_critic(critic)
         self.generator, self.critic, self.prior = generator, critic, StandardNormal(latent)
 
     def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n fakes (n, *event), differentiable in the generator's parameters."""
         # The players move the generator, and nothing moves the prior to its device.
         self.prior.to(next(self.generator.parameters()).device)
-        return self.generator(self.prior.sample(n, generator=generator), cond).rsample(generator)
+        z = self.prior.sample(n, generator=generator)
+        return answer(self.generator, "generator", z, cond).rsample(generator)
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """The generator's objective against real x (B, *event): the term adversarial."""

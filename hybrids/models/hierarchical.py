@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from components.denoisers import Denoiser
 from components.distributions import Delta, Distribution, Normal, kl
+from components.ladders import Ladder
 from components.precision import full_precision, wide, widest
 from components.ranks import mean_over_ranks
 from components.schedules import Schedule
@@ -15,7 +16,7 @@ from components.schedules import Schedule
 from ..terms import Terms
 from .diffusion import Diffusion
 from .rates import StandardNormal
-from .scoring import log_ratio
+from .scoring import distortion, log_ratio
 
 __all__ = ["DiffusionLadder", "HierarchicalVAE", "Level"]
 
@@ -64,6 +65,8 @@ class HierarchicalVAE(nn.Module):
         super().__init__()
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must not be negative; got {beta} and {free_bits}")
+        if isinstance(ladder, Ladder):
+            raise ValueError("ladder must be its levels; give HierarchicalVAE(ladder.levels, last, ladder.encoder)")
         held: Any = ladder if isinstance(ladder, nn.Module) else nn.ModuleList(ladder)
         levels = list(held)
         bad = [type(level).__name__ for level in levels if not all(hasattr(level, name) for name in OFFERED)]
@@ -112,7 +115,7 @@ class HierarchicalVAE(nn.Module):
                 name: torch.where(mean_over_ranks(each.mean()) > free_bits, each, free_bits)
                 for name, each in rates.items()
             }
-        return Terms(distortion=-p.log_prob(x)) + beta * Terms(rates)
+        return Terms(distortion=distortion(p, x)) + beta * Terms(rates)
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """What training minimizes: the negative ELBO with β and free bits."""

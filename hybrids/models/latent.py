@@ -13,6 +13,7 @@ from ..data.latents import drawn, latents, spread
 from ..data.source import Data
 from ..player import Batch, unpack
 from ..terms import Terms
+from .rates import shape_of
 from .vae import VAE
 
 __all__ = ["LatentModel"]
@@ -93,9 +94,14 @@ class LatentModel(nn.Module):
         """What the second stage is trained on: w (B, *latent), and its labels' conditions, dropped at random, or None.
 
         Arguments: batch of `cache`, stored (B, 1 or 2, *latent), of which z is drawn here, or a mapping that has labels
-        as cond.
+        as cond. Raises ValueError for what is no batch of it, such as images.
         """
         stored, labels = unpack(batch)
+        if stored.shape[2:] != self.latent or stored.shape[1] > 2:
+            raise ValueError(
+                f"batch must be of `cache`, (B, 1 or 2, *latent) with latents {self.latent}; got shape "
+                f"{tuple(stored.shape)}: train on model.cache(data).batches(64), or on `loss`, which encodes images"
+            )
         cond = self.told(labels)
         if cond is not None:
             cond = drop(cond, self.label_dropout, self.num_classes)
@@ -165,8 +171,7 @@ class _Encoder(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
-        if cond is not None:
-            raise ValueError("a latent model as a VAE scores x without cond; got one")
+        _scores_without(cond)
         return self.model.encoded(x)
 
 
@@ -179,7 +184,14 @@ class _Decoder(nn.Module):
         self.head = getattr(model.first.decoder, "head", None)
 
     def forward(self, w: Tensor, cond: Tensor | None = None) -> Distribution:
+        _scores_without(cond)
         return self.model.first.decode(self.model.restored(w))
+
+
+def _scores_without(cond: Tensor | None) -> None:
+    """Refuse a condition, which neither side of the VAE would hear (raises ValueError)."""
+    if cond is not None:
+        raise ValueError("a latent model as a VAE takes no cond; got one")
 
 
 def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> None:
@@ -188,7 +200,7 @@ def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> 
     missing = [name for name in ("loss", "sample") if not hasattr(second, name)]
     if missing:
         raise ValueError(f"{names} cannot be a second stage of: it has no {' and no '.join(missing)}")
-    drawn_by_second = getattr(getattr(second, "noise", second), "shape", None)
+    drawn_by_second = shape_of(second)
     if drawn_by_second is None:
         drawn_by_second = second.sample(2).shape[1:]  # type: ignore[operator]
     if tuple(drawn_by_second) != latent:

@@ -12,7 +12,7 @@ from components.ranks import mean_over_ranks
 
 from ..terms import Terms
 
-__all__ = ["Model", "StandardNormal", "rate"]
+__all__ = ["Model", "StandardNormal", "check_latent", "rate", "shape_of"]
 
 
 @runtime_checkable
@@ -69,6 +69,19 @@ class StandardNormal(nn.Module):
         return torch.randn(n, *self.shape, generator=generator, device=self.place.device, dtype=self.place.dtype)
 
 
+def shape_of(model: Any) -> tuple[int, ...] | None:
+    """The shape of one of a model's samples, where it says so."""
+    shape = getattr(getattr(model, "noise", model), "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def check_latent(z: Tensor, prior: Any) -> None:
+    """Refuse a prior of another shape than z's: it would be broadcast (raises ValueError, with both shapes)."""
+    shape = shape_of(prior)
+    if shape is not None and shape != z.shape[1:]:
+        raise ValueError(f"prior must be over z of shape {tuple(z.shape[1:])}; {type(prior).__name__} is over {shape}")
+
+
 @full_precision()
 def rate(
     q: Distribution | Quantized, z: Tensor, prior: Any, free_bits: float = 0.0, cond: Tensor | None = None
@@ -79,13 +92,15 @@ def rate(
     the batch is that of all ranks (Kingma 2016, 1606.04934, section C.8). Any other prior: prior.nll(z) - H[q], terms
     `prior.*` and `posterior_entropy`; the gradient reaches q through z, and the prior. Codes of a bottleneck: its own
     losses, and the measurement `codes/perplexity`; a prior of codes is fitted afterwards, so none is charged here.
-    Arguments: q = q(z|x); z ~ q, reparameterized (B, *latent); prior, a Model of z; free_bits, in nats a dimension.
-    Raises ValueError for free bits with a prior without closed form.
+    Arguments: q = q(z|x); z ~ q, reparameterized (B, *latent); prior, a Model of z; free_bits, in nats a dimension;
+    cond, what a prior that is not standard is given.
+    Raises ValueError for free bits with a prior without closed form, and for a prior of another shape than z's.
     """
     if isinstance(q, Quantized):
         if free_bits > 0:
             raise ValueError(f"free_bits needs a KL in closed form; got codes of a bottleneck and {free_bits}")
         return Terms({**q.losses, "codes/perplexity": (0.0, q.perplexity)})
+    check_latent(z, prior)
     if isinstance(q, Normal) and isinstance(prior, StandardNormal):
         each = kl_per_dimension(q, prior.distribution)
         if free_bits > 0:

@@ -14,7 +14,16 @@ from components.timesteps import LossAwareTimes
 if TYPE_CHECKING:
     from .diffusion_bound import DiffusionBound
 
-__all__ = ["flow_log_prob", "implicit", "log_ratio", "path_log_weight", "tabulated_times", "weight_of_prior"]
+__all__ = [
+    "answer",
+    "distortion",
+    "flow_log_prob",
+    "implicit",
+    "log_ratio",
+    "path_log_weight",
+    "tabulated_times",
+    "weight_of_prior",
+]
 
 
 def log_ratio(p: Distribution, q: Distribution, y: Tensor) -> Tensor:
@@ -30,7 +39,28 @@ def log_ratio(p: Distribution, q: Distribution, y: Tensor) -> Tensor:
     return widest(p.log_prob(y)) - widest(q.log_prob(y))
 
 
-def weight_of_prior(prior: Any, z: Tensor) -> Tensor:
+def answer(part: Any, role: str, x: Tensor, cond: Any = None) -> Distribution:
+    """What an encoder or a decoder says of x. Raises TypeError, naming it, where that is a tensor."""
+    found = part(x, cond)
+    if isinstance(found, Tensor):
+        raise TypeError(
+            f"{role} must return one of components.distributions, such as Normal(mean, std) or Delta(point); "
+            f"{type(part).__name__} returned a tensor of shape {tuple(found.shape)}"
+        )
+    return found
+
+
+def distortion(p: Distribution, x: Tensor) -> Tensor:
+    """-log p(x|z): (B,) nats. Raises TypeError for a point, whose likelihood is 0 and has no gradient."""
+    if isinstance(p, Delta):
+        raise TypeError(
+            "decoder must return a likelihood; got Delta, a point, which has none: instead of DeltaHead give it a head "
+            "such as NormalHead"
+        )
+    return -p.log_prob(x)
+
+
+def weight_of_prior(prior: Any, z: Tensor, cond: Any = None) -> Tensor:
     """log p(z), or log p(z, …) - log q(…|z) of a prior with latents of its own: (B,), the mean of its exp is p(z).
 
     Raises ValueError, naming it, for a prior that offers neither.
@@ -38,7 +68,7 @@ def weight_of_prior(prior: Any, z: Tensor) -> Tensor:
     if not hasattr(prior, "log_weight"):
         name = type(prior).__name__
         raise ValueError(f"prior must offer log_weight for an importance-weighted bound; {name} does not")
-    return prior.log_weight(z)
+    return prior.log_weight(z, cond)
 
 
 def implicit(model: Any) -> TypeError:

@@ -9,8 +9,8 @@ from components.distributions import Distribution, Implicit
 from components.precision import widest
 
 from ..terms import Terms
-from .rates import StandardNormal, rate
-from .scoring import weight_of_prior
+from .rates import StandardNormal, check_latent, rate
+from .scoring import answer, distortion, weight_of_prior
 
 __all__ = ["VAE"]
 
@@ -21,7 +21,8 @@ class VAE(nn.Module):
     Arguments:
         encoder: x → q(z|x).
         decoder: z → p(x|z).
-        prior: a Model of z, such as StandardNormal or a Diffusion: the latter makes this latent diffusion.
+        prior: a Model of z, such as StandardNormal or a Diffusion: the latter makes this latent diffusion. It is given
+            the same cond as encoder and decoder; StandardNormal leaves it alone.
         beta: weight of the rate in `loss`; 1 is the ELBO.
         free_bits: nats a latent dimension that `loss` leaves uncharged; StandardNormal only.
     """
@@ -45,33 +46,44 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution, Tensor, Distribution]:
         """q(z|x), one z drawn from it, p(x|z)."""
-        q = self.encoder(x, cond)
+        q = answer(self.encoder, "encoder", x, cond)
         z = q.rsample()
-        return q, z, self.decoder(z, cond)
+        return q, z, answer(self.decoder, "decoder", z, cond)
 
     def nelbo(
-        self, x: Tensor, q: Distribution, z: Tensor, p: Distribution, beta: float = 1.0, free_bits: float = 0.0
+        self,
+        x: Tensor,
+        q: Distribution,
+        z: Tensor,
+        p: Distribution,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        cond: Tensor | None = None,
     ) -> Terms:
-        """The negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`."""
-        return Terms(distortion=-p.log_prob(x)) + beta * rate(q, z, self.prior, free_bits)
+        """The negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`.
+
+        Raises TypeError for a p without likelihood, and what `rate` does. cond is the prior's.
+        """
+        return Terms(distortion=distortion(p, x)) + beta * rate(q, z, self.prior, free_bits, cond)
 
     def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """What training minimizes: the negative ELBO with β and free bits."""
         q, z, p = self(x, cond)
-        return self.nelbo(x, q, z, p, self.beta, self.free_bits)
+        return self.nelbo(x, q, z, p, self.beta, self.free_bits, cond)
 
     def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """The negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
         q, z, p = self(x, cond)
-        return self.nelbo(x, q, z, p)
+        return self.nelbo(x, q, z, p, cond=cond)
 
     def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
         """As `nll`, with every level of the prior summed."""
         q, z, p = self(x, cond)
-        terms = Terms(distortion=-p.log_prob(x))
         if isinstance(self.prior, StandardNormal):
-            return terms + rate(q, z, self.prior)
-        return terms + self.prior.bound(z).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))
+            return self.nelbo(x, q, z, p)
+        check_latent(z, self.prior)
+        prior = self.prior.bound(z, cond).under("prior")
+        return Terms(distortion=distortion(p, x)) + prior + Terms(posterior_entropy=(-1.0, q.entropy()))
 
     @torch.no_grad()
     def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -81,17 +93,20 @@ class VAE(nn.Module):
         without a `log_weight` of its own.
         """
         q, z, p = self(x, cond)
-        return widest(p.log_prob(x)) + weight_of_prior(self.prior, z) - widest(q.log_prob(z))
+        check_latent(z, self.prior)
+        return weight_of_prior(self.prior, z, cond) - widest(distortion(p, x)) - widest(q.log_prob(z))
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(n, *event): the mean of p(x|z), z ~ p(z)."""
-        return _shown(self.decoder(self.prior.sample(n, generator=generator), cond), generator)
+        z = self.prior.sample(n, cond, generator)
+        return _shown(answer(self.decoder, "decoder", z, cond), generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """The mean of p(x|z) at the mean of q(z|x)."""
-        return _shown(self.decoder(self.encoder(x, cond).mean, cond), None)
+        z = answer(self.encoder, "encoder", x, cond).mean
+        return _shown(answer(self.decoder, "decoder", z, cond), None)
 
 
 def _shown(p: Distribution, generator: torch.Generator | None) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_latent_model_hands_the_sampler_to_its_second_stage(tmp_path, few_digi
 
 @pytest.mark.parametrize("argv, message", [
     (["--steps", 0], "steps must be at least 1; got 0"),
-    (["--spacing", "leading", "--steps", 5000], "steps must be at most timesteps × (start - end)"),
+    (["--spacing", "leading", "--steps", 5000], "steps must be at most timesteps, 8; got 5000"),
     (["--thresholding", 2], "quantile must be in (0, 1]; got 2.0"),
     (["--label", 10], "--label 10: expected 0 to 9"),
     (["--guidance-rescale", 0.5], "--guidance-rescale: there is nothing to guide by without --label"),

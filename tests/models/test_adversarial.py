@@ -346,6 +346,12 @@ def test_a_generator_that_wants_z_and_gets_none_is_refused_and_one_that_gets_it_
             AdversarialDiffusion(Denoiser(backbone, VariancePreservingSchedule(), "sample"), critic, D, latent=latent)
 
 
+def test_a_discriminator_is_no_critic():
+    denoiser = Denoiser(Stochastic(MLP(D, 8, 1), Z), VariancePreservingSchedule(), "sample")
+    with pytest.raises(TypeError, match=r"critic must offer tell and fool, .*; got a MLPDiscriminator"):
+        AdversarialDiffusion(denoiser, MLPDiscriminator(D, 8, 1, timed=True, given_features=D), D, latent=Z)
+
+
 def test_a_discriminator_of_patches_knows_no_pairs():
     denoiser = Denoiser(Stochastic(UNet((1, 8, 8), 4), Z), VariancePreservingSchedule(), "sample")
     with pytest.raises(ValueError, match="PatchDiscriminator does not fit: t must be None"):

@@ -12,7 +12,7 @@ import hybrids.models.diffusion_bound
 from components.denoisers import Denoiser
 from components.distributions import Categorical, DiscretizedNormal, Normal, grid, per_example
 from components.last import DenoisedLast, GaussianLast, GridLast
-from components.samplers import ancestral, ddim, time_grid
+from components.samplers import SAMPLERS, ancestral, ddim, time_grid
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 from hybrids.models import Diffusion, Model
 
@@ -370,10 +370,30 @@ def test_samples_of_the_exact_denoiser_have_the_data_s_variance(sampler):
     ({"schedule": CosineSchedule(), "last": nn.Identity()}, "CosineSchedule is noiseless at t = 0: in continuous time"),
     ({"weighting": "elbo"}, "weighting must be one of simple, likelihood.*; got 'elbo'"),
     ({"timesteps": 0}, "timesteps must be at least 1, or None for continuous time; got 0"),
+    ({"timesteps": 8, "sample_steps": 9}, "sample_steps must be at most timesteps, 8; got 9"),
+    ({"sampler": "ddpm"}, "sampler must be one of ancestral, ddim, .*, or a function like them; got 'ddpm'"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         wrong(**settings)
+
+
+def test_more_steps_than_levels_are_refused_in_sampling_too():
+    with pytest.raises(ValueError, match="steps must be at most timesteps, 8; got 9"):
+        wrong(timesteps=8).sample(2, steps=9)
+    assert wrong(timesteps=8).sample(2, steps=8).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_may_be_named(name):
+    def drawn(model, **how):
+        return model.sample(4, generator=torch.Generator().manual_seed(1), steps=3, **how)
+
+    expected = drawn(wrong(sampler=SAMPLERS[name]))
+    assert torch.equal(drawn(wrong(sampler=name)), expected)
+    assert torch.equal(drawn(wrong(), sampler=name), expected)
+    with pytest.raises(ValueError, match="sampler must be one of ancestral, ddim, .*; got 'ddpm'"):
+        drawn(wrong(), sampler="ddpm")
 
 
 def test_a_clean_start_in_continuous_time_has_a_simple_loss_but_no_bound():

@@ -399,8 +399,12 @@ def test_row_32_guided_samples_are_of_the_extrapolated_gaussian(scale, mean):
 
 def test_guidance_without_a_condition_changes_nothing():
     schedule = CosineSchedule(9.0, -9.0)
-    model = Diffusion(Denoiser(Labelled(schedule), schedule, "sample"), 1, sample_steps=5)
     plain, guided = (
-        model.sample(4, generator=torch.Generator().manual_seed(1), guidance_scale=scale) for scale in (1.0, 4.0)
+        Diffusion(Denoiser(Labelled(schedule), schedule, "sample"), 1, sample_steps=5, guidance_scale=scale)
+        for scale in (1.0, 4.0)
     )
-    assert torch.equal(plain, guided)
+    one, other = (model.sample(4, generator=torch.Generator().manual_seed(1)) for model in (plain, guided))
+    assert torch.equal(one, other)
+    assert guided.sample(4, guidance_scale=1.0).shape == (4, 1)
+    with pytest.raises(ValueError, match="guidance_scale needs cond: there is nothing to guide by; got 4.0 without"):
+        plain.sample(4, guidance_scale=4.0)

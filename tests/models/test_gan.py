@@ -117,5 +117,17 @@ def test_samples_have_no_graph_and_repeat_with_a_generator():
     assert model.draw(4).requires_grad
 
 
+def test_a_discriminator_is_no_critic():
+    with pytest.raises(
+        TypeError, match=r"critic must offer tell and fool, as Critic\(discriminator\) does; got a Disc"
+    ):
+        GAN(Generator(), Discriminator(), 3)
+
+
+def test_a_generator_that_returns_a_tensor_is_named():
+    with pytest.raises(TypeError, match="generator must return one of components.distributions, .*; Bilinear returned"):
+        GAN(nn.Bilinear(3, 3, 5), Critic(Discriminator()), 3).sample(2, cond=torch.zeros(2, 3))
+
+
 def test_it_cannot_score_data():
     assert not isinstance(gan(), Model) and not hasattr(gan(), "nll") and not hasattr(gan(), "bound")

@@ -270,3 +270,8 @@ def test_negative_settings_are_refused(settings):
 def test_what_is_no_ladder_is_refused(ladder, got):
     with pytest.raises(ValueError, match=f"ladder must hold levels, which offer posterior and prior; got {got}"):
         HierarchicalVAE(ladder, nn.Identity())
+
+
+def test_a_whole_ladder_is_refused_with_what_is_meant():
+    with pytest.raises(ValueError, match=r"its levels; give HierarchicalVAE\(ladder.levels, last, ladder.encoder\)"):
+        HierarchicalVAE(dense_ladder(2, 2, 4, 8), nn.Identity())

@@ -341,6 +341,20 @@ def test_fault_19_stages_that_do_not_fit():
         LatentModel(autoencoder(), nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("shape", [IMAGE, (3, 8, 8), (2, 2, 4, 5)])
+def test_images_in_the_place_of_cached_latents_are_refused(shape):
+    model = LatentModel(autoencoder(), flow())
+    with pytest.raises(ValueError, match=r"latents \(2, 4, 4\); got shape .*: train on model.cache\(data\).batches"):
+        model.latent_loss(torch.zeros(8, *shape))
+
+
+def test_as_a_vae_it_takes_no_condition():
+    model = LatentModel(autoencoder(), StandardNormal(MAP)).vae()
+    for ask in (lambda cond: model.nll(images(), cond), lambda cond: model.sample(8, cond)):
+        with pytest.raises(ValueError, match="a latent model as a VAE takes no cond; got one"):
+            ask(torch.zeros(8, dtype=torch.int64))
+
+
 def test_fault_20_options_of_the_first_stage_that_do_not_go_together():
     with pytest.raises(ValueError, match=r"latents \(2, 4, 4\) of 2 channels, but VQ rounds 3"):
         autoencoder(bottleneck=VQ(8, 3))
@@ -358,6 +372,10 @@ def test_fault_20_options_of_the_first_stage_that_do_not_go_together():
         autoencoder(critic=critic(), critic_weight=-0.5)
     with pytest.raises(ValueError, match="VQ gives codes"):
         LatentModel(autoencoder(bottleneck=VQ(8, 2)), flow()).vae()
+    with pytest.raises(TypeError, match="critic must offer tell and fool, .*; got a PatchDiscriminator"):
+        autoencoder(critic=PatchDiscriminator(1, 8, 1))
+    with pytest.raises(TypeError, match="decoder must return a likelihood; got Delta, a point, which has none"):
+        autoencoder(head=DeltaHead()).loss(images())
     with pytest.raises(ValueError, match="judge needs a critic"):
         autoencoder().judge(images())
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy
 import pytest
@@ -11,6 +12,7 @@ import hybrids.models.diffusion_bound
 from components.denoisers import Denoiser
 from components.distributions import Delta, Normal, kl, kl_per_dimension
 from components.schedules import LogSNRLinearSchedule, over
+from hybrids.critic import Critic
 from hybrids.models import GAN, Diffusion, Model, StandardNormal, rate, rates
 from hybrids.terms import Terms
 
@@ -60,7 +62,7 @@ def test_the_standard_normal_s_samples():
 
 def test_models_that_score_are_models_and_a_gan_is_not():
     assert isinstance(Diffusion(Denoiser(nn.Identity(), LogSNRLinearSchedule()), 2), Model)
-    assert not isinstance(GAN(nn.Identity(), nn.Identity(), 2), Model)
+    assert not isinstance(GAN(nn.Identity(), Critic(nn.Identity()), 2), Model)
 
 
 # The closed form
@@ -114,6 +116,18 @@ def test_trap_31_free_bits_look_at_the_batch_of_all_ranks(monkeypatch):
     monkeypatch.setattr(rates, "mean_over_ranks", lambda x: torch.zeros_like(x))  # the other ranks' are far below
     terms = rate(q, q.mean, StandardNormal(4), 0.1)
     assert terms.total.item() == pytest.approx(0.4) and not torch.autograd.grad(terms.total, mean)[0].any()
+
+
+@pytest.mark.parametrize("shape", [1, 8, (4, 1)])
+def test_a_prior_of_another_shape_is_refused(shape):
+    """StandardNormal(1) would be broadcast over all dimensions, without a word."""
+    q, _ = posterior()
+    wrong = Diffusion(Denoiser(nn.Identity(), LogSNRLinearSchedule()), shape)
+    own = wrong.noise.shape
+    for prior in (StandardNormal(shape), wrong):
+        message = f"prior must be over z of shape (4,); {type(prior).__name__} is over {own}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            rate(q, q.mean, prior)
 
 
 def test_free_bits_without_a_closed_form_are_refused():

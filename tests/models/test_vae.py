@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from components.backbones import MLP
 from components.decoders import MLPDecoder
 from components.denoisers import Denoiser
 from components.distributions import Implicit
 from components.encoders import MLPEncoder
-from components.heads import CategoricalHead, LogisticHead, NormalHead
+from components.heads import CategoricalHead, DeltaHead, LogisticHead, NormalHead
 from components.losses import non_saturating
 from components.schedules import LogSNRLinearSchedule, over
 from hybrids.critic import Critic
@@ -174,3 +175,89 @@ def test_negative_settings_are_refused(settings):
 def test_free_bits_with_a_diffusion_prior_are_refused():
     with pytest.raises(ValueError, match="free_bits needs a KL in closed form: StandardNormal as prior; got Diffusion"):
         small(prior=best(), free_bits=0.1).loss(torch.randn(8, 6))
+
+
+# A prior that hears of labels
+
+
+def by_label():
+    """A VAE whose prior alone takes labels."""
+    encoder, decoder = MLPEncoder(6, 3, 8, 1, num_classes=4), MLPDecoder(3, 6, NormalHead(0.5), 8, 1, num_classes=4)
+    schedule = LogSNRLinearSchedule()
+    prior = Diffusion(Denoiser(MLP(3, 16, 1, num_classes=4), schedule), 3, timesteps=4)
+    for p in prior.parameters():
+        nn.init.normal_(p, std=0.5)
+    return VAE(encoder, decoder, prior)
+
+
+def test_a_conditional_prior_hears_the_condition():
+    """In every score and in samples: each is the prior's own, given the label."""
+    vae, x, cond = by_label(), torch.randn(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    heard = []
+    table = vae.prior.denoiser.backbone.embedding.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[1]))
+    for ask in (vae.loss, vae.nll, vae.bound, vae.log_weight):
+        ask(x, cond)
+        assert heard and all(torch.equal(label, cond) for label in heard)
+        heard.clear()
+    vae.sample(5, cond)
+    assert heard and all(torch.equal(label, cond) for label in heard)
+    heard.clear()
+    vae.loss(x)
+    assert heard == [None]
+    table.remove()
+    z = torch.randn(5, 3)
+    q = vae.encoder(x, cond)
+    nelbo, by_hand = same_noise(
+        lambda: vae.nelbo(x, q, z, vae.decoder(z, cond), cond=cond)["prior.diffusion"][1],
+        lambda: vae.prior.nll(z, cond)["diffusion"][1],
+    )
+    assert torch.equal(nelbo, by_hand)
+
+
+def test_a_prior_without_labels_says_so():
+    vae, x = by_label(), torch.randn(5, 6)
+    vae.prior = Diffusion(Denoiser(MLP(3, 16, 1), LogSNRLinearSchedule()), 3)
+    with pytest.raises(ValueError, match="cond must be None for a network built with num_classes=None; got labels"):
+        vae.loss(x, torch.zeros(5, dtype=torch.int64))
+    vae.prior = StandardNormal(3)
+    assert vae.loss(x, torch.zeros(5, dtype=torch.int64)).total.isfinite()
+
+
+# Parts that do not fit
+
+
+@pytest.mark.parametrize("ask", ["loss", "nll", "bound", "log_weight"])
+def test_a_prior_of_another_shape_is_refused(ask):
+    vae, x = small(), torch.randn(4, 6)
+    for prior in (StandardNormal(1), best(timesteps=4, latent=1)):
+        vae.prior = prior
+        with pytest.raises(ValueError, match=r"prior must be over z of shape \(3,\); .* is over \(1,\)"):
+            getattr(vae, ask)(x)
+
+
+class Unfit(nn.Module):
+    """Answers with a tensor."""
+
+    def forward(self, x, cond=None):
+        return x[:, :3]
+
+
+@pytest.mark.parametrize("ask", ["loss", "nll", "bound", "log_weight", "reconstruct"])
+def test_an_encoder_that_returns_a_tensor_is_named(ask):
+    vae, x = small(), torch.randn(4, 6)
+    vae.encoder, encoder = Unfit(), vae.encoder
+    message = " must return one of components.distributions, such as Normal.*; Unfit returned"
+    with pytest.raises(TypeError, match="encoder" + message + r" a tensor of shape \(4, 3\)"):
+        getattr(vae, ask)(x)
+    vae.encoder, vae.decoder = encoder, Unfit()
+    with pytest.raises(TypeError, match="decoder" + message):
+        getattr(vae, ask)(x)
+
+
+@pytest.mark.parametrize("ask", ["loss", "nll", "bound", "log_weight"])
+def test_a_decoder_that_returns_a_point_has_no_likelihood(ask):
+    vae = small()
+    vae.decoder.head = DeltaHead()
+    with pytest.raises(TypeError, match="decoder must return a likelihood; got Delta, a point, which has none"):
+        getattr(vae, ask)(torch.randn(4, 6))
+    assert vae.sample(4).shape == vae.reconstruct(torch.randn(4, 6)).shape == (4, 6)
