@@ -9,7 +9,7 @@ from torch import Tensor
 from .player import Player
 from .terms import Terms
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Probe", "Probes", "probe"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,23 @@ class Probe:
         return "\n".join(rows)
 
 
-def probe(terms: Terms, players: Player | Iterable[Player]) -> dict[str, Probe]:
+class Probes(dict[str, Probe]):
+    """{player's name: Probe}; printed, a table of each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.values()))
+
+
+def probe(terms: Terms, players: Player | Iterable[Player]) -> Probes:
     """Differentiate every term of an objective by itself, with its weight, in the parameters that each player moves.
 
     Call it on Terms whose graph is still there, outside a turn (in a turn the others are frozen): nothing is changed,
     and `terms.total.backward()` still works afterwards. Terms of weight 0 are measurements and have no gradient.
-    Each term costs one backward pass for each player. Returns {player's name: Probe}.
+    Each term costs one backward pass for each player. Returns {player's name: Probe}, which prints as
+    tables.
     """
     players = [players] if isinstance(players, Player) else list(players)
-    found = {}
+    found = Probes()
     for player in players:
         parameters = player.parameters_moved()
         gradients = {

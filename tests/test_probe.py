@@ -36,6 +36,7 @@ def test_each_player_sees_its_own_parameters_and_the_graph_survives():
     found = probe(terms, players)
     assert found["q"].norms["first"] == 0 and found["q"].cosines["first", "both"] == 0
     assert found["p"].norms["first"] == pytest.approx(math.sqrt(5))
+    assert str(found) == f"{found['p']}\n{found['q']}" and "\n  both   " in str(found)
     assert first.weight.grad is None
     terms.total.backward()
     assert torch.allclose(first.weight.grad, 2 * x) and torch.allclose(second.weight.grad, x)
