@@ -31,6 +31,7 @@ from .models import (
     StandardNormal,
     rate,
 )
+from .player import Batch, unpack
 from .probe import probe
 from .terms import Terms
 
@@ -40,6 +41,7 @@ __all__ = [
     "VAE",
     "AdversarialDiffusion",
     "Autoencoder",
+    "Batch",
     "Critic",
     "Diffusion",
     "HierarchicalVAE",
@@ -52,5 +54,6 @@ __all__ = [
     "probe",
     "rate",
     "train",
+    "unpack",
     "warmup_cosine",
 ]

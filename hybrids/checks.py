@@ -1,7 +1,7 @@
 """What the game refuses before it starts, and how ranks are held to be equal."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,23 +12,50 @@ from .player import Batch, Player
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["assert_equal_on_ranks", "check_batch", "check_game", "warn_of_equal_noise"]
+__all__ = [
+    "assert_equal_on_ranks",
+    "check_batch",
+    "check_batches",
+    "check_game",
+    "warn_of_equal_noise",
+    "warn_of_unmoved",
+]
 
 
 def check_batch(batch: Batch) -> None:
-    """Refuse what no model expects: integers, NaN, images that are not in [-1, 1]."""
+    """Refuse what no model expects: integers, NaN, images that are not in [-1, 1]; warn of images in [0, 1]."""
     x = batch if isinstance(batch, Tensor) else batch.get("x")
     if x is None:
         raise ValueError(f"a batch that is a mapping must have x; got {sorted(batch)}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (B, *event); got a {type(x).__name__}")
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, images in [-1, 1]; got {x.dtype}: scale with x / 127.5 - 1")
     bad = ~x.flatten(1).isfinite().all(1)
     if bad.any():
         raise ValueError(f"x must be finite; sample {int(bad.nonzero()[0])} of the batch has NaN or infinite values")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.abs().max() > 1 + 1e-3:
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        return
+    if x.abs().max() > 1 + 1e-3:
         worst = int(x.abs().flatten(1).amax(1).argmax())
         raise ValueError(
             f"images must be in [-1, 1]; sample {worst} of the batch spans {x[worst].min():g} to {x[worst].max():g}"
+        )
+    # One image may be bright all over, and one value throughout tells nothing of its scale.
+    if len(x) > 1 and 0 <= x.min() < x.max():
+        warnings.warn(
+            "images must be in [-1, 1]; those of the batch are all in [0, 1]: scale with 2 * x - 1, unless they are "
+            "so bright",
+            stacklevel=2,
+        )
+
+
+def check_batches(batches: Iterable[Batch]) -> None:
+    """Refuse what holds examples and gives no batches of them (raises TypeError)."""
+    if isinstance(batches, Tensor) or not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        data = "Data.from_tensor(x)" if isinstance(batches, Tensor) else "data"
+        raise TypeError(
+            f"batches must be an iterable of batches, such as {data}.batches(64); got a {type(batches).__name__}"
         )
 
 
@@ -95,6 +122,40 @@ def warn_of_equal_noise(accelerator: "Accelerator") -> None:
             "device_specific=True) (DDP makes the parameters equal by itself)",
             stacklevel=2,
         )
+
+
+def warn_of_unmoved(player: Player, total: Tensor) -> None:
+    """Warn of parameters that a player's loss reaches and nobody moves: they would stay as they were drawn.
+
+    In the player's turn, when what the others move is frozen, and so not reached.
+    """
+    moved = {id(p) for p in player.parameters_moved()}
+    unmoved = {id(p): p for p in _leaves(total) if isinstance(p, nn.Parameter) and id(p) not in moved}
+    if not unmoved:
+        return
+    owner = getattr(player.loss, "__self__", player.loss)
+    known = owner.named_parameters() if isinstance(owner, nn.Module) else ()
+    names = [name for name, p in known if id(p) in unmoved] or [f"of shape {tuple(p.shape)}" for p in unmoved.values()]
+    warnings.warn(
+        f"player {player.name!r}: its loss reaches {len(unmoved)} parameters that no player moves: "
+        f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}. Let one move them, list their module in uses, or "
+        "set requires_grad to False",
+        stacklevel=2,
+    )
+
+
+def _leaves(total: Tensor) -> Iterator[Tensor]:
+    """The tensors that backward would leave a gradient in."""
+    waiting: list[Any] = [total.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
 
 
 def assert_equal_on_ranks(players: Iterable[Player], accelerator: "Accelerator") -> None:

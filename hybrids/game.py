@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .checks import assert_equal_on_ranks, check_batch, check_game, warn_of_equal_noise
+from .checks import (
+    assert_equal_on_ranks,
+    check_batch,
+    check_batches,
+    check_game,
+    warn_of_equal_noise,
+    warn_of_unmoved,
+)
 from .player import Batch, Player, warmup_cosine
 
 if TYPE_CHECKING:
@@ -40,6 +47,8 @@ class Turn:
                     total, means = self.prepared(batch, step)
                     if not total.requires_grad:
                         raise ValueError(f"player {player.name!r}: its loss does not depend on what it moves")
+                    if not self.checked and i == 0 and self.accelerator.is_main_process:
+                        warn_of_unmoved(player, total)
                     self.accelerator.backward(total)
                 runs.append({"": total.detach(), **means})
         if not self.checked:
@@ -114,10 +123,12 @@ def train(
 
     Arguments: players, in order of turns; batches, tensors or mappings, started over when they end; steps, the step to
     stop at; start, the steps already done.
-    Raises ValueError before the first step for settings that cannot work.
+    Raises ValueError or TypeError before the first step for settings that cannot work, and warns in a player's first
+    turn of parameters that its loss reaches and no player moves.
     """
     players = [players] if isinstance(players, Player) else list(players)
     check_game(players, accelerator, steps, start)
+    check_batches(batches)
     return _play(players, batches, accelerator, steps, start)
 
 
@@ -178,9 +189,15 @@ def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch, on the device."""
+    """The batch, on the device; what of a mapping is no tensor stays as it is, but for tuples of tensors."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        return {key: _moved(value, device) for key, value in batch.items()}
     raise TypeError(f"a batch must be a tensor, or a mapping with x and cond; got {type(batch).__name__}")
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple):  # tokens and their mask
+        return tuple(_moved(part, device) for part in value)
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -51,7 +51,7 @@ class Player(nn.Module):
         super().__init__()
         if not callable(loss):
             raise TypeError(f"player {name!r}: loss must be a function of a batch; got {type(loss).__name__}")
-        self.moves, self.uses = nn.ModuleList(moves), nn.ModuleList(uses)
+        self.moves, self.uses = _listed(name, "moves", moves), _listed(name, "uses", uses)
         parameters = [p for p in self.moves.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(f"player {name!r}: moves holds no parameter that requires a gradient")
@@ -61,6 +61,16 @@ class Player(nn.Module):
             raise ValueError(f"player {name!r}: every must be at least 1; got {every}")
         if clip is not None and not clip > 0:
             raise ValueError(f"player {name!r}: clip must be above 0, or None; got {clip}")
+        if not callable(optimizer):
+            raise TypeError(
+                f"player {name!r}: optimizer must be a function of parameters, such as partial(AdamW, lr=1e-3); got "
+                f"a {type(optimizer).__name__}"
+            )
+        if lr is not None and not callable(lr):
+            raise TypeError(
+                f"player {name!r}: lr must be a function of the step, a factor on the optimizer's rate; got {lr!r}: "
+                "the rate itself goes in optimizer=partial(AdamW, lr=1e-3)"
+            )
         moved = {id(p) for p in parameters}
         for key, p in self.uses.named_parameters():
             if id(p) in moved:
@@ -80,7 +90,15 @@ class Player(nn.Module):
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on a batch: (total (), unweighted means by term)."""
-        terms = self.loss(batch, step=step) if self.takes_step else self.loss(batch)
+        try:
+            terms = self.loss(batch, step=step) if self.takes_step else self.loss(batch)
+        except (AttributeError, KeyError, TypeError) as error:
+            if isinstance(batch, Mapping):
+                error.add_note(
+                    f"player {self.name!r}: its batches are mappings of {', '.join(map(str, batch))}; a loss of x, or "
+                    "of x and cond, takes them as lambda batch: loss(*hybrids.unpack(batch))"
+                )
+            raise
         if not isinstance(terms, Terms):
             raise TypeError(f"player {self.name!r}: its loss must return Terms; got {type(terms).__name__}")
         total = terms.total
@@ -91,6 +109,22 @@ class Player(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, every={self.every}, clip={self.clip}"
+
+
+def _listed(player: str, argument: str, modules: Iterable[nn.Module]) -> nn.ModuleList:
+    """The modules of an argument, which may be easier to give wrong than right (raises TypeError, with both names)."""
+    if not isinstance(modules, Iterable):
+        raise TypeError(
+            f"player {player!r}: {argument} must be a list of modules, such as [model]; got a {type(modules).__name__}"
+        )
+    listed = list(modules)
+    for module in listed:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"player {player!r}: {argument} must hold modules, whose parameters it finds; got a "
+                f"{type(module).__name__}"
+            )
+    return nn.ModuleList(listed)
 
 
 def unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -1,5 +1,6 @@
 """What train and Player refuse, and whether the message helps."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -8,8 +9,9 @@ from accelerate import Accelerator
 from small import linear
 from torch import nn
 
-from hybrids import Player, Terms, train
-from hybrids.game import check_batch
+from hybrids import Player, Terms, train, unpack
+from hybrids.data import Data
+from hybrids.game import check_batch, to_device
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -131,6 +133,27 @@ def test_a_player_that_cannot_play_is_refused():
         Player(lambda x: x, [nn.Sequential(layer)], [layer])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 1e-3}, r"lr must be a function of the step, .*; got 0.001: the rate itself goes in optimizer=partial"),
+        ({"optimizer": SGD(nn.Linear(2, 1).parameters())}, "optimizer must be a function of parameters, .* a SGD"),
+        ({"moves": nn.Linear(2, 1)}, r"moves must be a list of modules, such as \[model\]; got a Linear"),
+        ({"moves": nn.Linear(2, 1).parameters()}, "moves must hold modules, .*; got a Parameter"),
+        ({"uses": nn.Linear(2, 1)}, r"uses must be a list of modules, such as \[model\]; got a Linear"),
+    ],
+)
+def test_a_player_s_mistakes_are_named_when_it_is_built(options, message):
+    with pytest.raises(TypeError, match=f"player 'judge': {message}"):
+        Player(lambda x: x, **{"moves": [nn.Linear(2, 1)], "name": "judge", **options})
+
+
+def test_what_iterates_over_modules_may_be_moved():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    for moves in (layers, nn.ModuleList(layers), (layer for layer in layers)):
+        assert len(Player(lambda x: x, moves).parameters_moved()) == 4
+
+
 def test_a_loss_that_is_not_terms_is_refused():
     player, _ = linear(loss=lambda x: x.mean())
     with pytest.raises(TypeError, match="player 'player': its loss must return Terms; got Tensor"):
@@ -159,6 +182,53 @@ def test_trap_26_unused_parameters_are_named():
     assert all(torch.equal(p, q) for p, q in zip(before, idle.parameters()))
 
 
+# What nobody moves.
+
+
+def bottleneck():
+    """A model of two modules with a loss of both."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(2, 1), nn.Linear(1, 2)
+
+        def loss(self, x):
+            return Terms(error=(self.decoder(self.encoder(x)) - x).square().sum(1))
+
+    return Both()
+
+
+def test_what_a_loss_reaches_and_no_player_moves_is_named_once():
+    model = bottleneck()
+    before = [p.clone() for p in model.decoder.parameters()]
+    with pytest.warns(UserWarning) as caught:
+        play(Player(model.loss, [model.encoder], optimizer=SGD, name="vae"), [torch.randn(4, 2)], steps=3, k=2)
+    assert [str(warning.message) for warning in caught] == [
+        "player 'vae': its loss reaches 2 parameters that no player moves: decoder.weight, decoder.bias. Let one move "
+        "them, list their module in uses, or set requires_grad to False"
+    ]
+    assert all(torch.equal(p, q) for p, q in zip(before, model.decoder.parameters()))
+    with pytest.warns(UserWarning, match=r"no player moves: of shape \(2, 1\), of shape \(2,\). Let one"):
+        play(Player(lambda x: model.loss(x), [model.encoder], optimizer=SGD), [torch.randn(4, 2)])
+
+
+def test_what_another_player_moves_or_nobody_shall_is_not_named(recwarn):
+    model = bottleneck()
+    play(
+        [
+            Player(model.loss, [model.encoder], optimizer=SGD, name="a"),
+            Player(model.loss, [model.decoder], optimizer=SGD, name="b", every=2),
+        ],
+        [torch.randn(4, 2)],
+        steps=3,
+    )
+    play(Player(model.loss, [model.encoder], uses=[model.decoder], optimizer=SGD), [torch.randn(4, 2)])
+    model.decoder.requires_grad_(False)
+    play(Player(model.loss, [model.encoder], optimizer=SGD), [torch.randn(4, 2)])
+    assert not [warning for warning in recwarn if "no player moves" in str(warning.message)]
+
+
 # Batches.
 
 
@@ -184,6 +254,7 @@ def test_batches_that_run_dry_are_refused():
         (torch.zeros(4, 3).index_fill(0, torch.tensor([3]), float("nan")), r"sample 3 of the batch has NaN"),
         (torch.zeros(4, 1, 2, 2).index_fill(0, torch.tensor([1]), float("inf")), r"sample 1 of the batch has NaN or"),
         ({"cond": torch.zeros(2)}, r"a mapping must have x; got \['cond'\]"),
+        ({"image": torch.zeros(2, 2), "text": ["a", "b"]}, r"a mapping must have x; got \['image', 'text'\]"),
     ],
 )
 def test_a_batch_is_refused_with_its_sample(batch, message):
@@ -214,3 +285,62 @@ def test_a_batch_of_another_kind_is_refused():
     player, _ = linear()
     with pytest.raises(TypeError, match=r"a tensor, or a mapping with x and cond; got list"):
         play(player, [[torch.zeros(4, 2)]])
+
+
+def test_columns_of_no_tensors_reach_the_loss_and_x_must_be_one():
+    layer, seen = nn.Linear(2, 1), []
+
+    def loss(batch):
+        seen.append(batch)
+        return Terms(a=layer(batch["x"])[:, 0])
+
+    player = Player(loss, [layer], optimizer=SGD)
+    words = torch.zeros(4, 3, 8), torch.ones(4, 3, dtype=torch.bool)
+    batch = {"x": torch.zeros(4, 2), "cond": words, "text": ["a", "b", "c", "d"]}
+    play(player, [batch], steps=1)
+    assert seen[0]["text"] == batch["text"] and all(torch.equal(a, b) for a, b in zip(seen[0]["cond"], words))
+    with pytest.raises(TypeError, match=r"x must be a tensor \(B, \*event\); got a list"):
+        play(player, [{"x": [1.0, 2.0]}])
+
+
+def test_the_columns_of_a_tuple_go_to_the_device():
+    moved = to_device({"x": torch.zeros(2), "cond": (torch.zeros(2, 3), torch.ones(2))}, torch.device("meta"))
+    assert moved["x"].is_meta and all(part.is_meta for part in moved["cond"])
+
+
+def test_what_holds_examples_is_no_iterable_of_batches():
+    """Refused at the call, with what would be."""
+    player, _ = linear()
+    for given, message in (
+        (Data.from_tensor(torch.zeros(8, 2)), r"such as data.batches\(64\); got a Data"),
+        (torch.zeros(8, 2), r"such as Data.from_tensor\(x\).batches\(64\); got a Tensor"),
+        (None, r"such as data.batches\(64\); got a NoneType"),
+    ):
+        with pytest.raises(TypeError, match=f"batches must be an iterable of batches, {message}"):
+            train(player, given, Accelerator(cpu=True), 2)
+
+
+def test_batches_with_labels_given_to_a_loss_of_x_are_explained():
+    layer = nn.Linear(2, 1)
+    player = Player(lambda x: Terms(a=layer(x)[:, 0]), [layer], optimizer=SGD, name="vae")
+    batch = {"x": torch.zeros(4, 2), "cond": torch.zeros(4)}
+    with pytest.raises(TypeError) as caught:
+        play(player, [batch])
+    assert caught.value.__notes__ == [
+        "player 'vae': its batches are mappings of x, cond; a loss of x, or of x and cond, takes them as lambda batch: "
+        "loss(*hybrids.unpack(batch))"
+    ]
+    unpacked = Player(lambda b: Terms(a=layer(unpack(b)[0])[:, 0]), [layer], optimizer=SGD)
+    play(unpacked, [batch])
+
+
+def test_images_between_0_and_1_are_warned_of():
+    """What torchvision's ToTensor gives; but one image may be bright, and points and latents have any range."""
+    x = torch.rand(4, 3, 2, 2)
+    for check in (check_batch, lambda x: check_batch({"x": x}), Data.from_tensor):
+        with pytest.warns(UserWarning, match=r"in \[-1, 1\]; those of the batch are all in \[0, 1\]: scale with 2"):
+            check(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fine in (2 * x - 1, x - x.min() - 1e-6, x[:1], torch.ones_like(x), x[:, 0], torch.rand(4, 2, 3, 3)):
+            check_batch(fine)
