@@ -145,7 +145,8 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for spacing in arguments.spacings
         for name in arguments.samplers
         for budget in sorted(arguments.evaluations)
-        if (steps := steps_for(name, budget, clean))
+        # between a chain's levels its network was not trained
+        if 0 < (steps := steps_for(name, budget, clean)) <= (diffusion.timesteps or steps)
     )
     bar = tqdm(cells, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
     for name, spacing, steps in bar:
