@@ -171,9 +171,8 @@ class ClassEmbedding(nn.Module):
     def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
         if self.table is None or self.num_classes is None:
             if cond is not None:
-                raise ValueError(
-                    f"cond must be None for a network built with num_classes=None; got a {type(cond).__name__}"
-                )
+                got = "labels" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+                raise ValueError(f"cond must be None for a network built with num_classes=None; got {got}")
             return None
         if cond is None:
             cond = torch.full((len(x),), self.num_classes, device=x.device)

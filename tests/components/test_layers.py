@@ -97,10 +97,10 @@ def test_class_embedding_without_classes():
 
 
 @pytest.mark.parametrize(
-    "cond, name", [(torch.zeros(3, dtype=torch.long), "Tensor"), ((torch.zeros(3, 2, 4), None), "tuple")]
+    "cond, name", [(torch.zeros(3, dtype=torch.long), "labels"), ((torch.zeros(3, 2, 4), None), "a tuple")]
 )
 def test_class_embedding_without_classes_says_what_it_was_given(cond, name):
-    with pytest.raises(ValueError, match=f"for a network built with num_classes=None; got a {name}"):
+    with pytest.raises(ValueError, match=f"for a network built with num_classes=None; got {name}"):
         ClassEmbedding(None, 8)(cond, torch.randn(3, 2))
 
 
