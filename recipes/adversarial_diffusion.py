@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from components import losses
 from components.backbones import MLP, UNet
 from components.conditions import drop
 from components.critics import NoiseOfPair
@@ -20,12 +19,6 @@ from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 from hybrids.player import Batch, unpack
 
-PAIRS = {
-    "non_saturating": losses.non_saturating,
-    "hinge": losses.hinge,
-    "least_squares": losses.least_squares,
-    "relativistic": losses.relativistic,
-}
 SCHEDULES = {"cosine": CosineSchedule, "variance_preserving": VariancePreservingSchedule}
 
 
@@ -79,7 +72,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     generator = Stochastic(backbone, settings.latent) if settings.latent else backbone
     denoiser = Denoiser(generator, SCHEDULES[settings.schedule](), "sample")
     of_pairs = NoiseOfPair(discriminator, denoiser.schedule, settings.timesteps)
-    critic = Critic(of_pairs, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy)
+    critic = Critic(of_pairs, settings.loss, settings.r1, settings.r2, settings.lazy)
     model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)
     decay = warmup_cosine(0, settings.steps, final=0.02)
 

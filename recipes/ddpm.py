@@ -9,7 +9,6 @@ from torch.optim import AdamW
 from components.backbones import MLP, UNet
 from components.conditions import drop
 from components.denoisers import Denoiser
-from components.samplers import SAMPLERS
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
 from components.weightings import min_snr, p2
@@ -96,7 +95,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         timesteps=settings.timesteps,
         weighting=WEIGHTINGS[settings.weighting],
         times=TIMES[settings.times](),
-        sampler=SAMPLERS[settings.sampler],
+        sampler=settings.sampler,
         sample_steps=settings.sample_steps,
         guidance_scale=settings.guidance_scale,
     )

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Adam
 
-from components import losses
 from components.conditions import drop
 from components.decoders import MLPDecoder, ResidualDecoder
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
@@ -16,15 +15,6 @@ from hybrids import GAN, Critic, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 from hybrids.player import Batch, unpack
-
-PAIRS = {
-    "minimax": losses.minimax,
-    "non_saturating": losses.non_saturating,
-    "least_squares": losses.least_squares,
-    "wasserstein": losses.wasserstein,
-    "hinge": losses.hinge,
-    "relativistic": losses.relativistic,
-}
 
 
 @dataclass
@@ -59,7 +49,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         width = 8 * settings.width
         generator = MLPDecoder(settings.latent, data.shape, head, width, num_classes=classes)
         discriminator = MLPDiscriminator(data.shape, width, spectral_norm=norm, num_classes=classes)
-    critic = Critic(discriminator, PAIRS[settings.loss], settings.r1, settings.r2, settings.lazy, settings.gp)
+    critic = Critic(discriminator, settings.loss, settings.r1, settings.r2, settings.lazy, settings.gp)
     gan = GAN(generator, critic, settings.latent)
 
     def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from components import losses
 from components.backbones import MLP, UNet
 from components.critics import NoiseOfPair
 from components.decoders import MLPDecoder, ResidualDecoder
@@ -26,8 +25,6 @@ from hybrids import AdversarialDiffusion, Autoencoder, Critic, LatentModel, Play
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 from hybrids.player import Batch
-
-PAIRS = {"non_saturating": losses.non_saturating, "relativistic": losses.relativistic}
 
 
 @dataclass
@@ -72,7 +69,7 @@ def latent_gan(s: Settings, shape: tuple[int, ...], classes: int | None) -> Adve
         backbone = UNet(shape, 2 * s.width, num_classes=classes)
         discriminator = ResidualDiscriminator(shape, 2 * s.width, given_channels=shape[0], **of_pairs)
     denoiser = Denoiser(Stochastic(backbone, s.noise), CosineSchedule(), "sample")
-    critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), PAIRS[s.loss], s.r1, s.r2)
+    critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), s.loss, s.r1, s.r2)
     return AdversarialDiffusion(denoiser, critic, shape, s.timesteps, s.noise)
 
 
