@@ -170,19 +170,17 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
         if self.table is None or self.num_classes is None:
-            if cond is not None:
-                got = "labels" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
-                raise ValueError(f"cond must be None for a network built with num_classes=None; got {got}")
-            return None
+            if cond is None:
+                return None
+            got = "labels" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+            raise ValueError(f"cond must be None for a network built with num_classes=None; got {got}")
         if cond is None:
             cond = torch.full((len(x),), self.num_classes, device=x.device)
         elif not isinstance(cond, Tensor):
             raise ValueError(f"cond must be labels (B,) of dtype int64; got {type(cond).__name__}")
         elif cond.shape != x.shape[:1] or cond.dtype != torch.int64:
-            raise ValueError(
-                f"cond must be labels (B,) of dtype int64 with B = {len(x)}; "
-                f"got shape {tuple(cond.shape)} of dtype {cond.dtype}"
-            )
+            got = f"got shape {tuple(cond.shape)} of dtype {cond.dtype}"
+            raise ValueError(f"cond must be labels (B,) of dtype int64 with B = {len(x)}; {got}")
         return self.table(cond)
 
 

@@ -1,6 +1,7 @@
 """What a run leaves for people: the log, pictures, evaluations, the summary. Written by the main process."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,21 @@ class Record:
     def parameters(self) -> dict[str, int]:
         """Parameters by stage, those of critics included."""
         return {stage.name: sum(p.numel() for p in stage.root().parameters()) for stage in self.stages}
+
+    def bar(self, name: str, done: int, steps: int) -> Any:
+        """The progress of a stage, on the main process."""
+        from tqdm import tqdm
+
+        return tqdm(
+            total=steps,
+            initial=done,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            # A log file is no terminal: a line in ten seconds is enough there.
+            mininterval=0.2 if sys.stderr.isatty() else 10,
+            disable=not self.main,
+        )
 
     def log(self, step: int, gathered: Gathered, bar: Any, write: bool = True) -> None:
         """Read the gathered logs and write a line. Every rank calls it; Refusal on all if a loss is not finite.

@@ -193,7 +193,7 @@ class _Run:
         with asked(f"stage {stage.name!r}"):
             turns = train(stage.players, read(batches), self.accelerator, end - first, start - first)
         steps = first_asked(f"stage {stage.name!r}", turns)
-        with self._bar(stage.name, start - first, end - first) as bar, closing(steps):
+        with self.record.bar(stage.name, start - first, end - first) as bar, closing(steps):
             for n, logs in steps:
                 step = first + n
                 gathered.add(logs)
@@ -222,21 +222,6 @@ class _Run:
                 if stopping and step < self.ends[-1]:
                     return False
         return True
-
-    def _bar(self, name: str, done: int, steps: int) -> Any:
-        """The progress of a stage, on the main process."""
-        from tqdm import tqdm
-
-        return tqdm(
-            total=steps,
-            initial=done,
-            desc=name,
-            unit="step",
-            dynamic_ncols=True,
-            # A log file is no terminal: a line in ten seconds is enough there.
-            mininterval=0.2 if sys.stderr.isatty() else 10,
-            disable=not self.record.main,
-        )
 
     def _show(self, step: int, end: int, model: Any, conditional: bool) -> None:
         """What is due after a step: pictures, an evaluation, the summary."""
