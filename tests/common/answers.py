@@ -1,4 +1,4 @@
-"""What the tests of denoisers and samplers share: a schedule of each kind, and networks that mean a known x̂."""
+"""What tests share: a schedule of each kind, networks that mean a known x̂, and models that draw what is known."""
 
 import pytest
 import torch
@@ -69,3 +69,14 @@ def seen(prediction, shown, alpha, sigma, exploding, sigma_data=0.5):
     if prediction == "edm":
         return shown * ((alpha * sigma_data) ** 2 + sigma**2).sqrt()
     return shown * (alpha**2 + sigma**2).sqrt() if exploding else shown
+
+
+class Draws(nn.Module):
+    """A sampler that is a function of n and a generator."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def sample(self, n, cond=None, generator=None):
+        return self.draw(n, generator)
