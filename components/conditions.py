@@ -3,15 +3,17 @@
 The null condition is the label `num_classes`, or cond=None; a network takes both for the same.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .denoisers import Denoiser, Estimate
-from .precision import widest
-from .schedules import Time, over
-from .transformers import Condition, masked
+__all__ = ["ClassEmbedding", "Condition", "Context", "TimeAndLabel", "TimeEmbedding", "drop", "masked", "sinusoidal"]
 
-__all__ = ["Guided", "drop"]
+
+Condition = Tensor | tuple[Tensor, Tensor | None]
+"""Labels (B,) long, or (tokens (B, L, F), mask (B, L) bool, True where there is a token; None where all are)."""
 
 
 def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Condition | None:
@@ -35,71 +37,122 @@ def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Co
     return cond.masked_fill(torch.rand(len(cond), device=cond.device) < p, num_classes)
 
 
-class Guided(Denoiser):
-    """Classifier-free guidance as a denoiser, so that every sampler can use it: ε̂ = ε_∅ + s (ε_c - ε_∅).
+def masked(cond: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Tokens and their mask, which is True everywhere where None was given."""
+    tokens, mask = cond
+    return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
 
-    s = guidance_scale as in diffusers: 1 is the conditional model, 0 the unconditional one, above 1 it extrapolates
-    (w = s - 1 in Ho & Salimans 2022, 2207.12598, eq. 6). Both predictions come from one forward of twice the batch.
-    Arguments: denoiser, trained with dropped conditions; guidance_scale; interval, the times in which it guides, 1
-    elsewhere (Kynkäänniemi 2024, 2404.07724); rescale in [0, 1], how far x̂ is brought back to the spread of the
-    conditional x̂ (Lin 2023, 2305.08891, section 3.4), for events of two elements or more: a call with others raises
-    ValueError. A learned variance is the conditional model's; an earlier estimate of x is shown to both.
+
+def sinusoidal(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
+    """cos and sin of scale t omega_k, omega_k = 10000^(-k / (width / 2)): (B,) to (B, width).
+
+    `scale` maps t in [0, 1] to the thousand steps of Ho et al. 2020 (arXiv 2006.11239).
+    """
+    half = width // 2
+    omega = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10000.0) / half))
+    angle = (scale * t)[:, None] * omega
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """An MLP on sinusoids of t: (B,) or () in [0, 1], of any floating dtype and device, to (B, width).
+
+    The batch size, device and dtype are those of the network, read off `x` and the weights. Raises ValueError for
+    another shape or an integer dtype.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        guidance_scale: float,
-        interval: tuple[float, float] = (0.0, 1.0),
-        rescale: float = 0.0,
-    ) -> None:
-        nn.Module.__init__(self)
-        if not 0 <= interval[0] < interval[1] <= 1:
-            raise ValueError(f"interval must be (low, high) with 0 <= low < high <= 1; got {interval}")
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must be in [0, 1]; got {rescale}")
-        self.denoiser, self.guidance_scale, self.interval, self.rescale = denoiser, guidance_scale, interval, rescale
-        self.schedule, self.prediction = denoiser.schedule, denoiser.prediction
-        self.variance, self.clip, self.sigma_data = denoiser.variance, denoiser.clip, denoiser.sigma_data
-        self.self_condition = denoiser.self_condition
+    def __init__(self, width: int, frequencies: int = 64) -> None:
+        super().__init__()
+        self.frequencies = frequencies - frequencies % 2
+        self.first = nn.Linear(self.frequencies, width)
+        self.last = nn.Linear(width, width)
 
-    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, **given: Tensor | None) -> Estimate:
-        """The guided p(x|x_t); without cond, the unconditional model's."""
-        if self.rescale and x_t[:1].numel() == 1:
-            raise ValueError(
-                f"rescale must be 0 for events of one element, which have no spread; "
-                f"got rescale {self.rescale} for x_t of shape {tuple(x_t.shape)}"
-            )
-        t = t.to(x_t.device) if isinstance(t, Tensor) else widest(t, x_t.device)
-        if cond is None or self.guidance_scale == 1:
-            return self.denoiser(x_t, t, cond, **given)
-        twice = {name: None if value is None else torch.cat([value, value]) for name, value in given.items()}
-        null_too = _with_null(cond, self.denoiser)
-        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]) if t.ndim else t, null_too, **twice)
-        conditional, null = both.output.chunk(2)
-        low, high = self.interval
-        scale = torch.ones_like(widest(t)).masked_fill((t >= low) & (t <= high), self.guidance_scale)
-        # x̂, ε̂, v̂ are affine in the output with one slope, so guiding the output guides each of them alike.
-        guided = null + over(scale, null) * (conditional - null)
-        learned = None if both.interpolation is None else both.interpolation.chunk(2)[0]
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        estimate = Estimate(x_t, alpha, sigma, both.prediction, guided, both.sigma_data, learned)
-        if not self.rescale:
-            return estimate
-        plain = Estimate(x_t, alpha, sigma, both.prediction, conditional, both.sigma_data).mean
-        spread = plain.flatten(1).std(1) / estimate.mean.flatten(1).std(1).clamp(min=1e-12)
-        rescaled = estimate.mean * over(self.rescale * spread + 1 - self.rescale, estimate.mean)
-        return Estimate(x_t, alpha, sigma, "sample", rescaled, both.sigma_data, learned)
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        if t.ndim and t.shape != x.shape[:1]:
+            raise ValueError(f"t must be (B,) or () in [0, 1] with B = {len(x)}; got shape {tuple(t.shape)}")
+        if not t.is_floating_point():
+            raise ValueError(f"t must be floating point in [0, 1]; got {t.dtype}")
+        # sinusoids in float32: in bf16 a thousand times would share a few hundred values
+        t = t.to(device=x.device, dtype=torch.float32).expand(len(x))
+        return self.last(F.silu(self.first(sinusoidal(t, self.frequencies).to(self.first.weight.dtype))))
 
 
-def _with_null(cond: Condition, denoiser: Denoiser) -> Condition:
-    """cond, then as many null conditions."""
-    if isinstance(cond, tuple):
+class ClassEmbedding(nn.Module):
+    """A table of num_classes + 1 rows, the last for the null class: labels (B,) long to (B, width).
+
+    cond=None means the null class for all, so the table is always in the graph (DistributedDataParallel needs every
+    parameter). With num_classes=None there is no table, the result is None, and a cond is refused. Raises ValueError;
+    that labels lie in 0..num_classes is left to the lookup, since checking would wait for the device at each step.
+    """
+
+    def __init__(self, num_classes: int | None, width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.table = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+
+    def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
+        if self.table is None or self.num_classes is None:
+            if cond is None:
+                return None
+            got = "labels" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+            raise ValueError(f"cond must be None for a network built with num_classes=None; got {got}")
+        if cond is None:
+            cond = torch.full((len(x),), self.num_classes, device=x.device)
+        elif not isinstance(cond, Tensor):
+            raise ValueError(f"cond must be labels (B,) of dtype int64; got {type(cond).__name__}")
+        elif cond.shape != x.shape[:1] or cond.dtype != torch.int64:
+            got = f"got shape {tuple(cond.shape)} of dtype {cond.dtype}"
+            raise ValueError(f"cond must be labels (B,) of dtype int64 with B = {len(x)}; {got}")
+        return self.table(cond)
+
+
+class TimeAndLabel(nn.Module):
+    """What adapts every block: SiLU(time + label + style), (B, width).
+
+    A style (B, width) comes with the time, as the pair (t, style): so it gets here through every backbone, which hands
+    its t on unread. `components.backbones` makes one of a latent.
+    """
+
+    def __init__(self, width: int, frequencies: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.width = width
+        self.time = TimeEmbedding(width, frequencies)
+        self.label = ClassEmbedding(num_classes, width)
+
+    def forward(self, t: Tensor | tuple[Tensor, Tensor], cond: Tensor | None, x: Tensor) -> Tensor:
+        t, style = t if isinstance(t, tuple) else (t, None)
+        embedding, label = self.time(t, x), self.label(cond, x)
+        if style is not None:
+            embedding = embedding + style
+        return F.silu(embedding if label is None else embedding + label)
+
+
+class Context(nn.Module):
+    """Condition tokens with a learned null token before them: (tokens (B, L, F), mask (B, L)) to (B, 1 + L, F), a mask.
+
+    The null token is seen where no other is: for cond=None, which is the same as a mask of False only. It is always in
+    the graph, as DistributedDataParallel needs. The mask returned is (B, 1 + L) bool, or None where all is seen.
+    Arguments: features F. Raises ValueError for a cond that is no such pair.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.null = nn.Parameter(torch.randn(features) / math.sqrt(features))
+
+    def forward(self, cond: Condition | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        null = self.null.expand(len(x), 1, -1)
+        if cond is None:
+            return null, None
+        if not isinstance(cond, tuple) or len(cond) != 2:
+            raise ValueError(f"cond must be (tokens, mask) for a network built with context; got {type(cond).__name__}")
         tokens, mask = masked(cond)
-        return torch.cat([tokens, tokens]), torch.cat([mask, torch.zeros_like(mask)])
-    # A backbone may be wrapped: the label's table is somewhere in it.
-    found = (getattr(module, "num_classes", None) for module in denoiser.backbone.modules())
-    num_classes = next((number for number in found if number is not None), None)
-    if num_classes is None:
-        raise ValueError(f"{type(denoiser.backbone).__name__} has no num_classes: it takes no labels to guide by")
-    return torch.cat([cond, torch.full_like(cond, num_classes)])
+        if tokens.ndim != 3 or len(tokens) != len(x) or tokens.shape[2] != self.features:
+            raise ValueError(f"tokens must be ({len(x)}, L, {self.features}); got shape {tuple(tokens.shape)}")
+        if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask must be (B, L) = {tuple(tokens.shape[:2])} of dtype bool; "
+                f"got shape {tuple(mask.shape)} of dtype {mask.dtype}"
+            )
+        tokens = torch.cat([null.to(tokens.dtype), tokens], dim=1)
+        return tokens, torch.cat([~mask.any(1, keepdim=True), mask], dim=1)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .conditions import ClassEmbedding
+from .decoders import NormalHead
 from .distributions import Normal
-from .heads import NormalHead
 from .layers import (
-    ClassEmbedding,
     DenseBlock,
     ResidualBlock,
     ResidualLevel,

@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from .precision import wide
 
 __all__ = [
-    "ClassEmbedding",
+    "SLOPE",
+    "Attention",
     "DenseBlock",
     "FourierFeatures",
     "ResidualBlock",
     "ResidualLevel",
     "SelfAttention",
-    "TimeEmbedding",
+    "TransformerBlock",
     "Upsample",
     "check_event",
+    "check_image_shape",
+    "check_images",
     "convolution",
     "group_norm",
+    "positions",
     "pyramid",
-    "sinusoidal",
     "soft_clamp",
     "zeroed",
 ]
@@ -119,69 +122,6 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     """
     x = wide(x)
     return low + F.softplus(x - low) - F.softplus(x - high)
-
-
-def sinusoidal(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """cos and sin of scale t omega_k, omega_k = 10000^(-k / (width / 2)): (B,) to (B, width).
-
-    `scale` maps t in [0, 1] to the thousand steps of Ho et al. 2020 (arXiv 2006.11239).
-    """
-    half = width // 2
-    omega = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10000.0) / half))
-    angle = (scale * t)[:, None] * omega
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-class TimeEmbedding(nn.Module):
-    """An MLP on sinusoids of t: (B,) or () in [0, 1], of any floating dtype and device, to (B, width).
-
-    The batch size, device and dtype are those of the network, read off `x` and the weights. Raises ValueError for
-    another shape or an integer dtype.
-    """
-
-    def __init__(self, width: int, frequencies: int = 64) -> None:
-        super().__init__()
-        self.frequencies = frequencies - frequencies % 2
-        self.first = nn.Linear(self.frequencies, width)
-        self.last = nn.Linear(width, width)
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        if t.ndim and t.shape != x.shape[:1]:
-            raise ValueError(f"t must be (B,) or () in [0, 1] with B = {len(x)}; got shape {tuple(t.shape)}")
-        if not t.is_floating_point():
-            raise ValueError(f"t must be floating point in [0, 1]; got {t.dtype}")
-        # sinusoids in float32: in bf16 a thousand times would share a few hundred values
-        t = t.to(device=x.device, dtype=torch.float32).expand(len(x))
-        return self.last(F.silu(self.first(sinusoidal(t, self.frequencies).to(self.first.weight.dtype))))
-
-
-class ClassEmbedding(nn.Module):
-    """A table of num_classes + 1 rows, the last for the null class: labels (B,) long to (B, width).
-
-    cond=None means the null class for all, so the table is always in the graph (DistributedDataParallel needs every
-    parameter). With num_classes=None there is no table, the result is None, and a cond is refused. Raises ValueError;
-    that labels lie in 0..num_classes is left to the lookup, since checking would wait for the device at each step.
-    """
-
-    def __init__(self, num_classes: int | None, width: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.table = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-
-    def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
-        if self.table is None or self.num_classes is None:
-            if cond is None:
-                return None
-            got = "labels" if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
-            raise ValueError(f"cond must be None for a network built with num_classes=None; got {got}")
-        if cond is None:
-            cond = torch.full((len(x),), self.num_classes, device=x.device)
-        elif not isinstance(cond, Tensor):
-            raise ValueError(f"cond must be labels (B,) of dtype int64; got {type(cond).__name__}")
-        elif cond.shape != x.shape[:1] or cond.dtype != torch.int64:
-            got = f"got shape {tuple(cond.shape)} of dtype {cond.dtype}"
-            raise ValueError(f"cond must be labels (B,) of dtype int64 with B = {len(x)}; {got}")
-        return self.table(cond)
 
 
 class FourierFeatures(nn.Module):
@@ -297,3 +237,88 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Attention(nn.Module):
+    """Multi-head attention softmax(q kᵀ / sqrt d) v, then a projection: (B, N, width) to the same.
+
+    q is of x; k and v are of x, too, or of `context` (B, M, features), where its mask (B, M) is True. The kernel is
+    chosen by torch, and fused ones may refuse double backward: no place for it in a critic with R1.
+    Arguments: heads, a divisor of width; context, its features, or None for self-attention; zero, to start the
+    projection at zero. Raises ValueError for other heads.
+    """
+
+    def __init__(self, width: int, heads: int, context: int | None = None, zero: bool = False) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads must divide width {width}; got {heads}")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(context or width, 2 * width)
+        self.projection = nn.Linear(width, width)
+        if zero:
+            zeroed(self.projection)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        q = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        keys = self.key_value(x if context is None else context)
+        k, v = keys.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+        return self.projection(out.transpose(1, 2).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention where there is a context, and an MLP, each added to x: (B, N, width) to the same.
+
+    With `embedding` features, adaLN-zero (Peebles and Xie 2022, arXiv 2212.09748, section 3.2): the norms before
+    attention and MLP have no weights of their own; scale, shift and the gate of what is added are linear in the
+    embedding (B, embedding), which comes already activated, and start at 0, so the block starts as the identity.
+    Without, a plain pre-norm block. Cross-attention, whose projection starts at zero, is added between the two as in
+    Chen et al. 2023 (arXiv 2310.00426). The MLP is 4 times as wide, with GELU.
+    """
+
+    def __init__(self, width: int, heads: int, embedding: int | None = None, context: int | None = None) -> None:
+        super().__init__()
+        own = embedding is None
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=own, eps=1e-6) for _ in range(2))
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.adapt = None if embedding is None else zeroed(nn.Linear(embedding, 6 * width))
+        self.norm_cross = None if context is None else nn.LayerNorm(width, eps=1e-6)
+        self.cross = None if context is None else Attention(width, heads, context, zero=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        if self.adapt is None:
+            x = x + self.attention(self.norm1(x))
+        else:
+            scale1, shift1, gate1, scale2, shift2, gate2 = self.adapt(embedding).unsqueeze(1).chunk(6, dim=2)
+            x = x + gate1 * self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1))
+        if self.cross is not None and self.norm_cross is not None:
+            x = x + self.cross(self.norm_cross(x), context, mask)
+        if self.adapt is None:
+            return x + self.mlp(self.norm2(x))
+        return x + gate2 * self.mlp(torch.addcmul(shift2, self.norm2(x), 1 + scale2))
+
+
+def positions(width: int, *sides: int) -> Tensor:
+    """Fixed sinusoids of the place on a grid: (Π sides, width), each side having its share of the features.
+
+    cos and sin of place · 10000^(-k / n), k = 0 ... n - 1, n = width / (2 · number of sides) (Vaswani et al. 2017,
+    arXiv 1706.03762, section 3.5). Raises ValueError unless 2 · number of sides divides width.
+    """
+    if width % (2 * len(sides)):
+        raise ValueError(f"width must be divisible by {2 * len(sides)}; got {width}")
+    frequencies = width // (2 * len(sides))
+    omega = 10000.0 ** (-torch.arange(frequencies) / frequencies)
+    grid = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in sides), indexing="ij")
+    angle = torch.cat([place.reshape(-1, 1) * omega for place in grid], dim=1)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+SLOPE = 0.2  # of LeakyReLU, as in Isola et al. 2016 (arXiv 1611.07004) and Karras et al. 2020 (arXiv 1912.04958)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import check_event
-from .transformers import Attention, positions
+from .layers import Attention, check_event, positions
 
 __all__ = ["Captioned", "CharacterEncoder", "HuggingFaceText", "digit_names"]
 

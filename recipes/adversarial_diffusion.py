@@ -7,13 +7,11 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from components.backbones import MLP, UNet
+from components.backbones import MLP, Stochastic, UNet
 from components.conditions import drop
-from components.critics import NoiseOfPair
 from components.denoisers import Denoiser
-from components.discriminators import MLPDiscriminator, ResidualDiscriminator
+from components.discriminators import MLPDiscriminator, NoiseOfPair, ResidualDiscriminator
 from components.schedules import CosineSchedule, VariancePreservingSchedule
-from components.stochastic import Stochastic
 from hybrids import AdversarialDiffusion, Critic, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting

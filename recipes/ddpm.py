@@ -9,9 +9,8 @@ from torch.optim import AdamW
 from components.backbones import MLP, UNet
 from components.conditions import drop
 from components.denoisers import Denoiser
+from components.losses import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes, min_snr, p2
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
-from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
-from components.weightings import min_snr, p2
 from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.optim import Adam
 
 from components.conditions import drop
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.decoders import DeltaHead, MLPDecoder, ResidualDecoder
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
-from components.heads import DeltaHead
 from hybrids import GAN, Critic, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting

@@ -7,8 +7,14 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import AdamW
 
-from components.decoders import MLPDecoder, ResidualDecoder
-from components.heads import CategoricalHead, LogisticHead, LogisticMixtureHead, NormalHead
+from components.decoders import (
+    CategoricalHead,
+    LogisticHead,
+    LogisticMixtureHead,
+    MLPDecoder,
+    NormalHead,
+    ResidualDecoder,
+)
 from components.ladders import convolutional_ladder, dense_ladder
 from hybrids import HierarchicalVAE, Player, experiment, warmup_cosine
 from hybrids.data import Data

@@ -12,15 +12,12 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from components.backbones import MLP, UNet
-from components.critics import NoiseOfPair
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.backbones import MLP, Stochastic, UNet
+from components.decoders import MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
-from components.discriminators import MLPDiscriminator, ResidualDiscriminator
+from components.discriminators import MLPDiscriminator, NoiseOfPair, ResidualDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.heads import NormalHead
 from components.schedules import CosineSchedule
-from components.stochastic import Stochastic
 from hybrids import AdversarialDiffusion, Autoencoder, Critic, LatentModel, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting

@@ -11,13 +11,11 @@ from torch.optim import AdamW
 
 from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.decoders import MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.heads import NormalHead
-from components.losses import hinge
-from components.perceptual import Perceptual
+from components.losses import Perceptual, hinge
 from components.samplers import ddim
 from components.schedules import CosineSchedule, FlowSchedule
 from components.text import Captioned, CharacterEncoder, HuggingFaceText, digit_names

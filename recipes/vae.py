@@ -8,9 +8,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from components.conditions import drop
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.decoders import BernoulliHead, CategoricalHead, LogisticHead, MLPDecoder, NormalHead, ResidualDecoder
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.heads import BernoulliHead, CategoricalHead, LogisticHead, NormalHead
 from hybrids import VAE, Player, StandardNormal, Terms, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting

@@ -8,8 +8,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from components.backbones import MLP, UNet
-from components.denoisers import Denoiser
-from components.grids import GridBayes, GridBayesLast, log_marginals
+from components.denoisers import Denoiser, GridBayes, GridBayesLast, log_marginals
 from components.schedules import LearnedSchedule, LogSNRLinearSchedule
 from hybrids import Diffusion, Player, experiment, warmup_cosine
 from hybrids.data import Data

@@ -4,11 +4,10 @@ import torch
 from accelerate import Accelerator
 
 from components.backbones import UNet
-from components.decoders import ResidualDecoder
+from components.decoders import NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
 from components.encoders import ResidualEncoder
-from components.heads import NormalHead
 from components.schedules import LearnedSchedule
 from hybrids import VAE, Critic, Diffusion, Player, train
 from hybrids.data import load_data

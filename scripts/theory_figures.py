@@ -13,17 +13,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.distributions import Normal
 from components.samplers import ddim
-from components.schedules import (
-    BetaSchedule,
-    CosineSchedule,
-    EDMSchedule,
-    FlowSchedule,
-    LogSNRLinearSchedule,
-)
+from components.schedules import BetaSchedule, CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule
 from hybrids import VAE, Critic, Diffusion, StandardNormal
 from hybrids.data import Mixture, digits
 from hybrids.evaluation import importance_weighted

@@ -5,8 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from components.decoders import MLPDecoder
-from components.heads import NormalHead
+from components.decoders import MLPDecoder, NormalHead
 from hybrids import Player, Terms, adaptive, train
 
 

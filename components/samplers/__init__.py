@@ -5,19 +5,24 @@ the whole batch from one generator: the same seed, grid and batch size give the 
 """
 
 from .chains import ancestral, ddim, invert
-from .grids import Spacing, time_grid
+from .flow import Divergence, FlowMethod, ProbabilityFlow, drift, exact_divergence, hutchinson
 from .solvers import dpm_solver_pp, euler, heun, sde_dpm_solver_pp
-from .thresholding import Thresholded
+from .times import Spacing, time_grid
 
 __all__ = [
     "SAMPLERS",
     "Spacing",
-    "Thresholded",
+    "Divergence",
+    "FlowMethod",
+    "ProbabilityFlow",
     "ancestral",
     "ddim",
     "dpm_solver_pp",
+    "drift",
     "euler",
+    "exact_divergence",
     "heun",
+    "hutchinson",
     "invert",
     "sde_dpm_solver_pp",
     "time_grid",

@@ -12,7 +12,7 @@ from ..denoisers import Denoiser, Estimate, Variance
 from ..distributions import randn_like
 from ..precision import wide
 from ..schedules import Schedule, over
-from .grids import check_times
+from .times import check_times
 
 __all__ = ["ancestral", "ddim", "invert", "stepped"]
 

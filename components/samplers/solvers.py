@@ -11,7 +11,7 @@ from ..denoisers import Denoiser, Estimate
 from ..distributions import randn_like
 from ..schedules import Schedule, over
 from .chains import stepped
-from .grids import check_times
+from .times import check_times
 
 __all__ = ["dpm_solver_pp", "euler", "heun", "sde_dpm_solver_pp"]
 

@@ -12,10 +12,10 @@ from .continuous import (
     LogSNRLinearSchedule,
     ShiftedSchedule,
     VarianceExplodingSchedule,
+    VariancePreservingSchedule,
 )
 from .learned import LearnedSchedule
 from .tables import BETA_SCHEDULES, BetaSchedule
-from .variance_preserving import VariancePreservingSchedule
 
 __all__ = [
     "BETA_SCHEDULES",

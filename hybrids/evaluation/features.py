@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.vision import TimmEncoder
+from components.encoders import TimmEncoder
 
 from ..data import Data
 
@@ -252,7 +252,7 @@ class TimmSpace:
 def timm_features(name: str, pretrained: bool | str = True, size: int | None = None) -> TimmSpace:
     """`TimmSpace` of "dinov2", "inception" or any name of timm's, with its weights, or those of a file.
 
-    Arguments: pretrained, as in `components.vision.TimmEncoder`; size, of the images it sees: 299 for Inception, else
+    Arguments: pretrained, as in `components.encoders.TimmEncoder`; size, of the images it sees: 299 for Inception, else
     224. Raises ValueError where the name is unknown, or the weights cannot be had, with the remedy.
     """
     return TimmSpace(name, pretrained, size or (299 if "inception" in name else 224))

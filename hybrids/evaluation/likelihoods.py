@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.dequantization import check_grid
-from components.timesteps import TimeSampler
+from components.distributions import check_grid
+from components.losses import TimeSampler
 
 from ..models.scoring import implicit
 from ..models.vae import VAE

@@ -29,7 +29,7 @@ class AdversarialDiffusion(nn.Module):
     scores z, but `sample` draws from it like from one.
 
     Arguments:
-        denoiser: G and the schedule, with the small variance; its backbone takes z (components.stochastic). Its clip
+        denoiser: G and the schedule, with the small variance; its backbone takes z (components.backbones). Its clip
             would stop gradients wherever it acts.
         critic: its discriminator takes given = x_t and, for timesteps > 1, t; cond too, where there is one. R1 acts on
             x_s only.

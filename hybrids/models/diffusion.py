@@ -5,13 +5,11 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from components.conditions import Guided
-from components.denoisers import Denoiser, Estimate
+from components.denoisers import Denoiser, Estimate, Guided, Thresholded
 from components.distributions import kl, per_example
+from components.losses import TimeSampler, UniformTimes, WeightFunction
 from components.precision import wide
-from components.samplers import SAMPLERS, Spacing, Thresholded, ancestral, time_grid
-from components.timesteps import TimeSampler, UniformTimes
-from components.weightings import WeightFunction
+from components.samplers import SAMPLERS, Spacing, ancestral, time_grid
 
 from ..terms import Terms
 from .diffusion_bound import DiffusionBound
@@ -49,7 +47,7 @@ class Diffusion(DiffusionBound):
         levels: grey levels K of x, for a default `last` that is a probability of pixels; None: a density.
         timesteps: T, or None for continuous time.
         weighting: of `loss`. simple is L_simple, E‖target - output‖² of what the network predicts; likelihood is
-            `nll`; a function of `components.weightings` gives E w(λ) ‖ε - ε̂‖².
+            `nll`; a function of `components.losses` gives E w(λ) ‖ε - ε̂‖².
             Beside simple and a function, the variance that a chain's denoiser with learned_range has learns from the
             bound, 0.001 Σ_t L_{t-1} with x̂ held fixed: Nichol & Dhariwal 2021, 2102.09672, eq. 16 (here in nats).
             A denoiser with self_condition is shown its own x̂ in half of the batches of simple and of a function, and in

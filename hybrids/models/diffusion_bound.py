@@ -5,13 +5,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from components.denoisers import Denoiser, Estimate
+from components.denoisers import DenoisedLast, Denoiser, Estimate, GaussianLast, GridLast
 from components.distributions import Normal, kl, per_example, randn_like
-from components.last import DenoisedLast, GaussianLast, GridLast
+from components.losses import TimeSampler, low_discrepancy
 from components.precision import wide
-from components.probability_flow import ProbabilityFlow
+from components.samplers import ProbabilityFlow
 from components.schedules import over
-from components.timesteps import TimeSampler, low_discrepancy
 
 from ..terms import Terms
 from .rates import StandardNormal

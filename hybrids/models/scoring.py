@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from components.dequantization import check_grid, dequantized, log_bin
-from components.distributions import Delta, Distribution, Normal, per_example
+from components.distributions import Delta, Distribution, Normal, check_grid, dequantized, log_bin, per_example
+from components.losses import LossAwareTimes
 from components.precision import wide, widest
-from components.probability_flow import ProbabilityFlow
-from components.timesteps import LossAwareTimes
+from components.samplers import ProbabilityFlow
 
 if TYPE_CHECKING:
     from .diffusion_bound import DiffusionBound

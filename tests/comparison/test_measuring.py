@@ -10,12 +10,10 @@ from answers import Draws
 from safetensors.torch import load_file
 from torch import nn
 
-from components.analytic import GaussianMean
-from components.decoders import MLPDecoder
-from components.denoisers import Denoiser
+from components.decoders import DeltaHead, MLPDecoder
+from components.denoisers import Denoiser, GaussianMean
 from components.discriminators import MLPDiscriminator
 from components.distributions import Delta, Normal
-from components.heads import DeltaHead
 from components.losses import non_saturating
 from components.samplers import ddim
 from components.schedules import LogSNRLinearSchedule

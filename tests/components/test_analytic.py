@@ -1,14 +1,8 @@
 import pytest
 import torch
 
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
-from components.schedules import (
-    CosineSchedule,
-    EDMSchedule,
-    FlowSchedule,
-    LogSNRLinearSchedule,
-)
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
+from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule
 
 F64 = torch.float64
 

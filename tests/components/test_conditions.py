@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from components.backbones import MLP
-from components.conditions import Guided, drop
-from components.denoisers import Denoiser
+from components.backbones import MLP, Stochastic
+from components.conditions import drop
+from components.denoisers import Denoiser, Guided
 from components.samplers import ancestral, ddim, time_grid
 from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
-from components.stochastic import Stochastic
 
 F64 = torch.float64
 EACH = pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow", "edm"])

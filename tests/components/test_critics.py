@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from components.critics import FeatureDiscriminator, MultiScaleDiscriminator, NoiseOfPair
-from components.discriminators import MinibatchStd, ResidualDiscriminator
+from components.discriminators import (
+    FeatureDiscriminator,
+    MinibatchStd,
+    MultiScaleDiscriminator,
+    NoiseOfPair,
+    ResidualDiscriminator,
+)
 from components.losses import hinge, non_saturating, relativistic, squared_gradient
 from components.schedules import CosineSchedule, FlowSchedule, VariancePreservingSchedule
 

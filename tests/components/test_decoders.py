@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.decoders import MLPDecoder, ResidualDecoder
-from components.heads import CategoricalHead, DeltaHead, LogisticHead, NormalHead
+from components.decoders import CategoricalHead, DeltaHead, LogisticHead, MLPDecoder, NormalHead, ResidualDecoder
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from components.dequantization import check_grid, dequantized, log_bin
-from components.distributions import grid
+from components.distributions import check_grid, dequantized, grid, log_bin
 
 F64 = torch.float64
 

@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 
+from components.decoders import BernoulliHead, LogisticHead, NormalHead
 from components.distributions import (
     Bernoulli,
     Categorical,
@@ -17,7 +18,6 @@ from components.distributions import (
     kl,
     kl_per_dimension,
 )
-from components.heads import BernoulliHead, LogisticHead, NormalHead
 
 F64 = torch.float64
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from components.encoders import LOG_STD, MLPEncoder, ResidualEncoder
+from components.encoders import MLPEncoder, ResidualEncoder
+from components.encoders.residual import LOG_STD
 
 
 @pytest.fixture(autouse=True)

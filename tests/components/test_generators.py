@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from components.decoders import DeltaHead, ModulatedConv, NormalHead, ResidualGenerator, StyleGenerator
 from components.distributions import Delta
-from components.generators import ModulatedConv, ResidualGenerator, StyleGenerator
-from components.heads import DeltaHead, NormalHead
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,8 @@ from torch import nn
 import components.distributions.continuous
 import hybrids.models.diffusion_bound
 from components.backbones import MLP
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GridBayes, GridBayesLast, GridLast, log_marginals
 from components.distributions import Categorical, grid
-from components.grids import GridBayes, GridBayesLast, log_marginals
-from components.last import GridLast
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, VarianceExplodingSchedule
 from hybrids.data import digits
 from hybrids.models import Diffusion

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from components.heads import BernoulliHead, CategoricalHead, DeltaHead, LogisticHead, LogisticMixtureHead, NormalHead
+from components.decoders import BernoulliHead, CategoricalHead, DeltaHead, LogisticHead, LogisticMixtureHead, NormalHead
 
 HEADS = [
     DeltaHead(), DeltaHead(bounded=False), NormalHead(), NormalHead(0.1), NormalHead("shared"), NormalHead("learned"),

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from components.denoisers import Denoiser
+from components.denoisers import DenoisedLast, Denoiser, GaussianLast, GridLast
 from components.distributions import Categorical, DiscretizedNormal, Normal, grid
-from components.last import DenoisedLast, GaussianLast, GridLast
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule
 
 F64 = torch.float64

@@ -5,21 +5,19 @@ import pytest
 import torch
 from torch import nn
 
+from components.conditions import ClassEmbedding, TimeEmbedding, sinusoidal
 from components.layers import (
-    ClassEmbedding,
     DenseBlock,
     FourierFeatures,
     ResidualBlock,
     ResidualLevel,
     SelfAttention,
-    TimeEmbedding,
     Upsample,
     check_event,
     check_image_shape,
     check_images,
     group_norm,
     pyramid,
-    sinusoidal,
     soft_clamp,
 )
 

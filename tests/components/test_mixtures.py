@@ -4,8 +4,7 @@ import re
 import pytest
 import torch
 
-from components.distributions import DiscretizedLogistic, Distribution, grid
-from components.mixtures import DiscretizedLogisticMixture
+from components.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, Distribution, grid
 
 
 @pytest.fixture(autouse=True)

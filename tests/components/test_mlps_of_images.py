@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from components.backbones import MLP
-from components.decoders import MLPDecoder
+from components.decoders import CategoricalHead, LogisticHead, MLPDecoder, NormalHead
 from components.discriminators import MLPDiscriminator
 from components.encoders import MLPEncoder
-from components.heads import CategoricalHead, LogisticHead, NormalHead
 
 SHAPE, D, B = (2, 3, 4), 24, 5
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from components.perceptual import Perceptual, RandomFeatures
-from components.vision import TimmFeatures
+from components.encoders import TimmFeatures
+from components.losses import Perceptual, RandomFeatures
 
 F64 = torch.float64
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-import components.probability_flow
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
+import components.samplers.flow
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.distributions import Normal
-from components.probability_flow import ProbabilityFlow, drift
+from components.samplers import ProbabilityFlow, drift
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -172,13 +171,13 @@ def test_a_solve_that_does_not_end_is_given_up_by_name():
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_the_noise_is_drawn_once_a_solve(kind, monkeypatch):
     drawn = []
-    plain = components.probability_flow.randn_like
+    plain = components.samplers.flow.randn_like
 
     def counted(like, generator=None):
         drawn.append(like.shape)
         return plain(like, generator)
 
-    monkeypatch.setattr(components.probability_flow, "randn_like", counted)
+    monkeypatch.setattr(components.samplers.flow, "randn_like", counted)
     flow = ProbabilityFlow(gaussian(LogSNRLinearSchedule()), divergence=kind, probes=2)
     flow.log_prob(torch.randn(5, 3, dtype=F64))
     assert drawn == [(2, 5, 3)] and flow.evaluations > 50

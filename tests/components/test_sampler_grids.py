@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from components.samplers import SAMPLERS, time_grid
-from components.samplers.grids import check_times
+from components.samplers.times import check_times
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,

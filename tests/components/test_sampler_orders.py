@@ -6,15 +6,9 @@ from functools import lru_cache, partial
 import pytest
 import torch
 
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.samplers import SAMPLERS, ddim, dpm_solver_pp, euler, heun, time_grid
-from components.schedules import (
-    CosineSchedule,
-    FlowSchedule,
-    LogSNRLinearSchedule,
-    VarianceExplodingSchedule,
-)
+from components.schedules import CosineSchedule, FlowSchedule, LogSNRLinearSchedule, VarianceExplodingSchedule
 
 F64 = torch.float64
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]], dtype=F64)

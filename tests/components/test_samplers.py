@@ -6,8 +6,7 @@ import torch
 from answers import Smooth, generator
 from torch import nn
 
-from components.conditions import Guided
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, Guided
 from components.samplers import SAMPLERS, ancestral, chains, ddim, heun, time_grid
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 

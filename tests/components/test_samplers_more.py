@@ -8,25 +8,9 @@ import torch
 from answers import ON_EACH, generator, said, schedules, seen
 from torch import nn
 
-from components.conditions import Guided
-from components.denoisers import Denoiser
-from components.samplers import (
-    SAMPLERS,
-    Thresholded,
-    ancestral,
-    ddim,
-    euler,
-    heun,
-    invert,
-    sde_dpm_solver_pp,
-    time_grid,
-)
-from components.schedules import (
-    CosineSchedule,
-    EDMSchedule,
-    LogSNRLinearSchedule,
-    over,
-)
+from components.denoisers import Denoiser, Guided, Thresholded
+from components.samplers import SAMPLERS, ancestral, ddim, euler, heun, invert, sde_dpm_solver_pp, time_grid
+from components.schedules import CosineSchedule, EDMSchedule, LogSNRLinearSchedule, over
 from hybrids import Diffusion
 
 F64 = torch.float64

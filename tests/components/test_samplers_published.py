@@ -10,18 +10,8 @@ import torch
 from answers import ON_EACH, Smooth, generator, schedules
 from torch import nn
 
-from components.denoisers import Denoiser
-from components.samplers import (
-    Thresholded,
-    ancestral,
-    ddim,
-    dpm_solver_pp,
-    euler,
-    heun,
-    invert,
-    sde_dpm_solver_pp,
-    time_grid,
-)
+from components.denoisers import Denoiser, Thresholded
+from components.samplers import ancestral, ddim, dpm_solver_pp, euler, heun, invert, sde_dpm_solver_pp, time_grid
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,

@@ -2,11 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from components.backbones import MLP, UNet
+from components.backbones import MLP, DiT, MappingNetwork, SequenceTransformer, Stochastic, UNet
 from components.denoisers import Denoiser
 from components.schedules import VariancePreservingSchedule
-from components.stochastic import MappingNetwork, Stochastic
-from components.transformers import DiT, SequenceTransformer
 
 BACKBONES = {
     "unet": lambda **options: UNet((1, 8, 8), 8, (1, 2), blocks=1, **options),

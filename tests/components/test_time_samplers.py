@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from components import timesteps
+from components.losses import times as timesteps
+from components.losses import LogNormalTimes, LossAwareTimes, TimeSampler, UniformLogSNRTimes, UniformTimes
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -12,7 +13,6 @@ from components.schedules import (
     LearnedSchedule,
     LogSNRLinearSchedule,
 )
-from components.timesteps import LogNormalTimes, LossAwareTimes, TimeSampler, UniformLogSNRTimes, UniformTimes
 
 F64 = torch.float64
 COSINE = CosineSchedule()

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from components import timesteps
-from components.timesteps import low_discrepancy
+from components.losses import times as timesteps
+from components.losses import low_discrepancy
 
 
 @pytest.fixture(autouse=True)

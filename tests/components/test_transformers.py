@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from components.conditions import drop
-from components.layers import sinusoidal
-from components.transformers import Attention, Context, DiT, SequenceTransformer, TransformerBlock, positions
+from components.backbones import DiT, SequenceTransformer
+from components.conditions import Context, drop, sinusoidal
+from components.layers import Attention, TransformerBlock, positions
 
 
 @pytest.fixture(autouse=True)

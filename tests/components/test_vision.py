@@ -2,10 +2,10 @@ import pytest
 import timm
 import torch
 
-from components.critics import FeatureDiscriminator
+from components.discriminators import FeatureDiscriminator
 from components.distributions import Normal
+from components.encoders import TimmEncoder, TimmFeatures, ViTEncoder
 from components.losses import squared_gradient
-from components.vision import TimmEncoder, TimmFeatures, ViTEncoder
 
 SMALL = "test_resnet"  # timm's own for tests: a third of a million parameters
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from components.weightings import edm, min_snr, p2, simple
+from components.losses import edm, min_snr, p2, simple
 
 F64 = torch.float64
 LAMBDA = torch.linspace(-20, 20, 81, dtype=F64)

@@ -5,14 +5,13 @@ import torch
 from small import TINY
 from torch import nn
 
-from components.analytic import GaussianMean
+from components.backbones import Stochastic
 from components.bottlenecks import VQ
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean
 from components.discriminators import MLPDiscriminator
 from components.distributions import Delta, Normal
 from components.samplers import ddim
 from components.schedules import LogSNRLinearSchedule, VariancePreservingSchedule
-from components.stochastic import Stochastic
 from hybrids import (
     GAN,
     VAE,

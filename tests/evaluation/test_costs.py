@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.backbones import MLP
-from components.decoders import MLPDecoder
+from components.decoders import MLPDecoder, NormalHead
 from components.denoisers import Denoiser
 from components.encoders import MLPEncoder
-from components.heads import NormalHead
 from components.losses import non_saturating
 from components.schedules import LogSNRLinearSchedule
 from hybrids import VAE, Critic, Diffusion, HierarchicalVAE, Player, Terms

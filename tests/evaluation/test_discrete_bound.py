@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from components.denoisers import Denoiser
+from components.denoisers import DenoisedLast, Denoiser
 from components.distributions import DiscretizedNormal, grid
-from components.last import DenoisedLast
 from components.schedules import BetaSchedule, over
 from hybrids import Diffusion
 from hybrids.evaluation import likelihood

@@ -5,11 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, GridBayes, GridBayesLast, MixtureMean, log_marginals
 from components.distributions import DiscretizedNormal, Normal, grid
-from components.grids import GridBayes, GridBayesLast, log_marginals
-from components.probability_flow import ProbabilityFlow
+from components.samplers import ProbabilityFlow
 from components.schedules import BetaSchedule, CosineSchedule, FlowSchedule, LearnedSchedule, LogSNRLinearSchedule, over
 from hybrids import GAN, VAE, AdversarialDiffusion, Critic, Diffusion, StandardNormal, Terms
 from hybrids.data import Data, gaussians_8

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from components.backbones import MLP
-from components.decoders import MLPDecoder
+from components.decoders import DeltaHead, MLPDecoder, NormalHead
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator
 from components.encoders import MLPEncoder
-from components.heads import DeltaHead, NormalHead
 from components.losses import relativistic
 from components.schedules import LogSNRLinearSchedule
 from hybrids import VAE, Critic, Player, StandardNormal, Terms

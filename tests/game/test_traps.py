@@ -17,8 +17,8 @@ from torch import nn
 from components.backbones import MLP
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator
+from components.losses import low_discrepancy
 from components.schedules import BetaSchedule, CosineSchedule, LearnedSchedule, LogSNRLinearSchedule
-from components.timesteps import low_discrepancy
 from hybrids import EMA, GAN, VAE, Critic, Diffusion, Player, StandardNormal, Terms, experiment, rate, train
 from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe

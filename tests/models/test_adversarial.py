@@ -5,20 +5,14 @@ import torch
 from torch import nn
 
 import components.distributions.continuous
-import components.timesteps
+import components.losses.times
 import hybrids.models.diffusion_bound
-from components.backbones import MLP, UNet
+from components.backbones import MLP, Stochastic, UNet
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator, ResidualDiscriminator
 from components.encoders import MLPEncoder
 from components.losses import hinge, non_saturating, relativistic
-from components.schedules import (
-    BetaSchedule,
-    LogSNRLinearSchedule,
-    VariancePreservingSchedule,
-    over,
-)
-from components.stochastic import Stochastic
+from components.schedules import BetaSchedule, LogSNRLinearSchedule, VariancePreservingSchedule, over
 from hybrids import VAE, AdversarialDiffusion, Critic
 from hybrids.models import Model
 

@@ -7,11 +7,10 @@ from answers import Smooth
 from torch import nn
 
 import components.distributions.continuous
-import components.timesteps
+import components.losses.times
 import hybrids.models.diffusion_bound
-from components.denoisers import Denoiser
+from components.denoisers import DenoisedLast, Denoiser, GaussianLast, GridLast
 from components.distributions import Categorical, DiscretizedNormal, Normal, grid, per_example
-from components.last import DenoisedLast, GaussianLast, GridLast
 from components.samplers import SAMPLERS, ancestral, ddim, time_grid
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule, over
 from hybrids.models import Diffusion, Model
@@ -35,7 +34,7 @@ def fix(monkeypatch):
         monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
         monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
         if u is not None:
-            for module in (components.timesteps, hybrids.models.diffusion_bound):
+            for module in (components.losses.times, hybrids.models.diffusion_bound):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
 
     return put
@@ -419,7 +418,7 @@ def test_ranks_share_the_times_in_training_only(monkeypatch):
         seen.append(across_ranks)
         return torch.rand(n, dtype=F64)
 
-    for module in (components.timesteps, hybrids.models.diffusion_bound):
+    for module in (components.losses.times, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "low_discrepancy", draw)
     model, x = wrong(), torch.randn(4, 3)
     model.train().loss(x)

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from components.denoisers import Denoiser
+from components.losses import low_discrepancy, min_snr
 from components.samplers import ddim
 from components.schedules import BetaSchedule, LearnedSchedule, LogSNRLinearSchedule, ShiftedSchedule
-from components.timesteps import low_discrepancy
-from components.weightings import min_snr
 from hybrids.models import Diffusion
 
 F64 = torch.float64

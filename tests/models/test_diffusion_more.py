@@ -11,11 +11,11 @@ from answers import Smooth
 from torch import nn
 
 import components.distributions.continuous
-import components.timesteps
+import components.losses.times
 import hybrids.models.diffusion_bound
-from components import weightings
-from components.analytic import GaussianMean
-from components.denoisers import Denoiser
+from components.losses import weightings
+from components.denoisers import Denoiser, GaussianMean
+from components.losses import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes
 from components.samplers import ancestral, ddim, time_grid
 from components.schedules import (
     BetaSchedule,
@@ -28,7 +28,6 @@ from components.schedules import (
     VarianceExplodingSchedule,
     over,
 )
-from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes
 from hybrids.models import Diffusion
 
 F64 = torch.float64
@@ -51,7 +50,7 @@ def fix(monkeypatch):
         monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
         monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
         if u is not None:
-            for module in (components.timesteps, hybrids.models.diffusion_bound):
+            for module in (components.losses.times, hybrids.models.diffusion_bound):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
 
     return put
@@ -171,7 +170,7 @@ def test_edm_s_loss_of_the_zero_network_is_one_at_every_sigma_on_data_of_std_sig
     u = torch.linspace(0.01, 0.99, 50, dtype=F64)
     fix(EPSILON4.repeat(50, 1), u.repeat_interleave(4))
     model = Diffusion(Denoiser(Zero(), EDMSchedule(), "edm", sigma_data=D), 1, times=LogNormalTimes())
-    for times in (components.timesteps.UniformTimes(), LogNormalTimes()):
+    for times in (components.losses.times.UniformTimes(), LogNormalTimes()):
         model.times = times
         each = model.loss(D * X4.repeat(50, 1))["simple"][1].view(50, 4).mean(1)
         torch.testing.assert_close(each, torch.ones_like(each), rtol=1e-8, atol=0)

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from components.backbones import MLP
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.decoders import LogisticHead, MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.distributions import Normal, kl
-from components.heads import LogisticHead, NormalHead
 from components.ladders import convolutional_ladder, dense_ladder
 from components.schedules import (
     BetaSchedule,

@@ -16,14 +16,12 @@ from torch import nn
 import hybrids
 from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
-from components.decoders import MLPDecoder, ResidualDecoder
+from components.decoders import DeltaHead, MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator
 from components.distributions import Delta, Normal
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.heads import DeltaHead, NormalHead
-from components.losses import hinge
-from components.perceptual import Perceptual
+from components.losses import Perceptual, hinge
 from components.samplers import ddim
 from components.schedules import FlowSchedule, LogSNRLinearSchedule
 from components.text import Captioned, CharacterEncoder, digit_names
@@ -312,8 +310,8 @@ def test_labels_and_words_reach_the_second_stage_and_are_dropped():
 
 def test_any_model_of_vectors_is_a_second_stage():
     """A GAN of the latents, as its two players: only loss and sample are asked for."""
+    from components.decoders import DeltaHead
     from components.discriminators import MLPDiscriminator
-    from components.heads import DeltaHead
 
     gan = GAN(MLPDecoder(2, 4, DeltaHead(bounded=False), 8, 1), Critic(MLPDiscriminator(4, 8, 2)), 2)
     first = Autoencoder(MLPEncoder(2, 4, 8, 1), MLPDecoder(4, 2, NormalHead("learned"), 8, 1))

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from components.decoders import MLPDecoder
+from components.decoders import LogisticHead, MLPDecoder
 from components.denoisers import Denoiser
 from components.distributions import Normal
-from components.heads import LogisticHead
 from components.ladders import dense_ladder
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, over
 from hybrids import GAN, VAE, AdversarialDiffusion, Critic, Diffusion, HierarchicalVAE, StandardNormal

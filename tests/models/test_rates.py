@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import components.distributions.continuous
-import components.timesteps
+import components.losses.times
 import hybrids.models.diffusion_bound
 from components.denoisers import Denoiser
 from components.distributions import Delta, Normal, kl, kl_per_dimension
@@ -188,7 +188,7 @@ def test_the_rate_under_an_exact_diffusion_prior_is_the_kl_in_closed_form(monkey
     noise = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64).repeat(200, 1)
     for module in (components.distributions.continuous, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "randn_like", lambda x, generator=None: noise)
-    for module in (components.timesteps, hybrids.models.diffusion_bound):
+    for module in (components.losses.times, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (u + 0.5).repeat_interleave(4))
     schedule = LogSNRLinearSchedule()
     prior = Diffusion(Denoiser(Best(schedule), schedule), 1)

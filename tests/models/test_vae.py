@@ -5,11 +5,10 @@ import torch
 from torch import nn
 
 from components.backbones import MLP
-from components.decoders import MLPDecoder
+from components.decoders import CategoricalHead, DeltaHead, LogisticHead, MLPDecoder, NormalHead
 from components.denoisers import Denoiser
 from components.distributions import Implicit
 from components.encoders import MLPEncoder
-from components.heads import CategoricalHead, DeltaHead, LogisticHead, NormalHead
 from components.losses import non_saturating
 from components.schedules import LogSNRLinearSchedule, over
 from hybrids.critic import Critic

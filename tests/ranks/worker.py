@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "game"))
 
 from small import GAMES, TINY, cut, examples, game, linear, tiny  # noqa: E402
 
-from components.distributions import Normal  # noqa: E402
-from components.timesteps import low_discrepancy  # noqa: E402
+from components.distributions import Normal
+from components.losses import low_discrepancy
 from hybrids import Critic, Player, StandardNormal, Terms, experiment, rate, train  # noqa: E402
 from hybrids.data import load_data  # noqa: E402
 from hybrids.experiment import load_recipe  # noqa: E402

@@ -11,9 +11,8 @@ import pytest
 import torch
 from small import TINY
 
-from components.decoders import MLPDecoder
+from components.decoders import CategoricalHead, MLPDecoder, NormalHead
 from components.discriminators import MLPDiscriminator
-from components.heads import CategoricalHead, NormalHead
 from hybrids.data import load_data
 from hybrids.experiment import load_recipe, parse
 

@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from components.augmentations import horizontal_flip, random_crop
 from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
-from components.conditions import Guided, drop
-from components.decoders import MLPDecoder, ResidualDecoder
-from components.denoisers import Denoiser
+from components.conditions import drop
+from components.decoders import DeltaHead, MLPDecoder, NormalHead, ResidualDecoder, ResidualGenerator
+from components.denoisers import Denoiser, Guided
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.distributions import Implicit, per_example, randn_like
 from components.encoders import MLPEncoder, ResidualEncoder
-from components.generators import ResidualGenerator
-from components.heads import DeltaHead, NormalHead
-from components.perceptual import Perceptual
+from components.losses import Perceptual
 from components.samplers import ancestral
 from components.schedules import LogSNRLinearSchedule
 from hybrids import GAN, VAE, Critic, Diffusion, Player, StandardNormal, Terms

@@ -36,30 +36,58 @@ from inside import (
 )
 from torch import nn
 
-from components.analytic import GaussianMean, MixtureMean
 from components.augmentations import DiffAugment
-from components.backbones import MLP
+from components.backbones import MLP, DiT, SequenceTransformer, Stochastic
 from components.bottlenecks import FSQ, VQ
 from components.conditions import drop
-from components.critics import FeatureDiscriminator, MultiScaleDiscriminator, NoiseOfPair
-from components.decoders import MLPDecoder, ResidualDecoder
-from components.denoisers import Denoiser
-from components.discriminators import MLPDiscriminator, PatchDiscriminator
-from components.encoders import MLPEncoder, ResidualEncoder
-from components.generators import StyleGenerator
-from components.grids import GridBayes, GridBayesLast, log_marginals
-from components.heads import (
+from components.decoders import (
     BernoulliHead,
     CategoricalHead,
     DeltaHead,
     LogisticHead,
     LogisticMixtureHead,
+    MLPDecoder,
     NormalHead,
+    ResidualDecoder,
+    StyleGenerator,
 )
+from components.denoisers import (
+    Denoiser,
+    GaussianMean,
+    GridBayes,
+    GridBayesLast,
+    MixtureMean,
+    Thresholded,
+    log_marginals,
+)
+from components.discriminators import (
+    FeatureDiscriminator,
+    MLPDiscriminator,
+    MultiScaleDiscriminator,
+    NoiseOfPair,
+    PatchDiscriminator,
+)
+from components.encoders import MLPEncoder, ResidualEncoder, TimmEncoder, TimmFeatures, ViTEncoder
 from components.ladders import Ladder, convolutional_ladder, dense_ladder
-from components.losses import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from components.perceptual import Perceptual, RandomFeatures
-from components.samplers import SAMPLERS, Thresholded, ddim, dpm_solver_pp, heun, invert
+from components.losses import (
+    LogNormalTimes,
+    LossAwareTimes,
+    Perceptual,
+    RandomFeatures,
+    UniformLogSNRTimes,
+    UniformTimes,
+    edm,
+    hinge,
+    least_squares,
+    min_snr,
+    minimax,
+    non_saturating,
+    p2,
+    relativistic,
+    simple,
+    wasserstein,
+)
+from components.samplers import SAMPLERS, ddim, dpm_solver_pp, heun, invert
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -71,12 +99,7 @@ from components.schedules import (
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
 )
-from components.stochastic import Stochastic
 from components.text import Captioned, CharacterEncoder, digit_names
-from components.timesteps import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes
-from components.transformers import DiT, SequenceTransformer
-from components.vision import TimmEncoder, TimmFeatures, ViTEncoder
-from components.weightings import edm, min_snr, p2, simple
 from hybrids import AdversarialDiffusion, Critic, HierarchicalVAE, Player
 
 GRID = {"levels": LEVELS, "weighting": "likelihood"}

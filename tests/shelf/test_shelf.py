@@ -40,14 +40,14 @@ STILL = {
 EXCEPTIONS = {
     "components.distributions.continuous.Distribution": "a protocol",
     "components.text.HuggingFaceText": "needs transformers; tests/components/test_text.py has a stand-in for it",
-    "components.heads.Head": "abstract: its subclasses are what runs",
-    "components.timesteps.TimeSampler": "abstract: its subclasses are what runs",
+    "components.decoders.heads.Head": "abstract: its subclasses are what runs",
+    "components.losses.times.TimeSampler": "abstract: its subclasses are what runs",
     **{
-        f"components.dequantization.{name}": "scores; tests/components/test_dequantization.py"
+        f"components.distributions.dequantization.{name}": "scores; tests/components/test_dequantization.py"
         for name in ("check_grid", "dequantized", "log_bin")
     },
     **{
-        f"components.probability_flow.{name}": "scores; tests/components/test_probability_flow.py"
+        f"components.samplers.flow.{name}": "scores; tests/components/test_probability_flow.py"
         for name in ("ProbabilityFlow", "drift", "exact_divergence", "hutchinson")
     },
 }

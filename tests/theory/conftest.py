@@ -142,14 +142,14 @@ def table(lines, width=72):
 def fix(monkeypatch):
     """Put given values in the place of a diffusion's random noise, and of its random times if there are any."""
     import components.distributions.continuous
-    import components.timesteps
+    import components.losses.times
     import hybrids.models.diffusion_bound
 
     def put(epsilon, u=None):
         for module in (hybrids.models.diffusion_bound, components.distributions.continuous):
             monkeypatch.setattr(module, "randn_like", lambda x, generator=None: epsilon.to(x.dtype))
         if u is not None:
-            for module in (components.timesteps, hybrids.models.diffusion_bound):
+            for module in (components.losses.times, hybrids.models.diffusion_bound):
                 monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
 
     return put

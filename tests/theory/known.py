@@ -6,8 +6,7 @@ import torch
 from answers import said, seen
 from torch import nn
 
-from components.analytic import GaussianMean
-from components.denoisers import Denoiser, Estimate
+from components.denoisers import Denoiser, Estimate, GaussianMean
 from components.schedules import (
     BETA_SCHEDULES,
     BetaSchedule,

@@ -9,10 +9,9 @@ from known import F64
 from torch import nn
 
 import components.distributions.continuous
-import components.timesteps
+import components.losses.times
 import hybrids.models.diffusion_bound
-from components.analytic import MixtureMean
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, MixtureMean
 from components.distributions import Delta, per_example
 from components.losses import minimax, non_saturating, relativistic
 from components.schedules import BetaSchedule, FlowSchedule, VariancePreservingSchedule, over
@@ -133,7 +132,7 @@ def test_many_steps_without_z_and_with_a_squared_error_are_a_ddpm(row, noises, m
     alpha, sigma = schedule.alpha_sigma(t)
     epsilon = (x_t - over(alpha, x) * x) / over(sigma, x)
     few._times = lambda x: (s, t)
-    for module in (components.timesteps, hybrids.models.diffusion_bound):
+    for module in (components.losses.times, hybrids.models.diffusion_bound):
         monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (i + 0.5) / steps)
     noises(first, second, posterior)
     found = few.loss(x).per_example

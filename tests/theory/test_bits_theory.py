@@ -7,8 +7,7 @@ import torch
 from known import F64
 from torch import nn
 
-from components.dequantization import dequantized, log_bin
-from components.distributions import Categorical, DiscretizedNormal, Normal, grid
+from components.distributions import Categorical, DiscretizedNormal, Normal, dequantized, grid, log_bin
 from hybrids import Terms
 from hybrids.evaluation import likelihood
 

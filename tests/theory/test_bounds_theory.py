@@ -6,8 +6,8 @@ import pytest
 import torch
 from known import F64, PREDICTIONS, SIGMA_DATA, bent, denoiser, gauss_legendre, wrong
 
-from components import weightings
-from components.analytic import GaussianMean
+from components.losses import weightings
+from components.denoisers import GaussianMean
 from components.distributions import Normal, kl
 from components.schedules import (
     BetaSchedule,

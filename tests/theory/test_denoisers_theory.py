@@ -5,8 +5,7 @@ import torch
 from answers import said
 from known import COVARIANCE, F64, PREDICTIONS, SIGMA_DATA, M, denoiser, estimate, gaussian, gaussian_points, pairs
 
-from components.analytic import GaussianMean, MixtureMean
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
 from hybrids.data.points import Mixture
 

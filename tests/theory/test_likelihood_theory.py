@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from components.analytic import GaussianMean, MixtureMean
 from components.backbones import UNet
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.distributions import Normal
-from components.probability_flow import ProbabilityFlow, drift, exact_divergence, hutchinson
+from components.samplers import ProbabilityFlow, drift, exact_divergence, hutchinson
 from components.schedules import FlowSchedule, LogSNRLinearSchedule, VariancePreservingSchedule
 from hybrids import VAE, StandardNormal
 from hybrids.data import Mixture, gaussians_8, gaussians_25

@@ -10,9 +10,7 @@ from answers import Smooth
 from known import COVARIANCE, F64, M
 from torch import nn
 
-from components.analytic import GaussianMean
-from components.conditions import Guided
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean, Guided
 from components.distributions import continuous
 from components.samplers import SAMPLERS, ancestral, chains, ddim, heun, invert, solvers, time_grid
 from components.schedules import (

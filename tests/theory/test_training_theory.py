@@ -6,13 +6,11 @@ from known import F64
 from torch import nn
 
 from components.backbones import UNet
-from components.decoders import ResidualDecoder
+from components.decoders import NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
 from components.encoders import ResidualEncoder
-from components.heads import NormalHead
-from components.losses import hinge
-from components.perceptual import Perceptual
+from components.losses import Perceptual, hinge
 from components.schedules import FlowSchedule
 from hybrids import Autoencoder, Critic, Diffusion, LatentModel
 from hybrids.data import Data, load_data

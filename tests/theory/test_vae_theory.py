@@ -8,10 +8,9 @@ from known import F64, points
 from torch import nn
 
 import components.distributions.continuous
-from components.decoders import MLPDecoder
+from components.decoders import MLPDecoder, NormalHead
 from components.distributions import Normal, kl
 from components.encoders import MLPEncoder
-from components.heads import NormalHead
 from hybrids.data import digits
 from hybrids.models import VAE, StandardNormal, rate
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributions import Normal
-from .encoders import _normal
-from .layers import ClassEmbedding, check_event, check_image_shape, check_images
-from .transformers import TransformerBlock, positions
+from ..conditions import ClassEmbedding
+from ..distributions import Normal
+from ..layers import TransformerBlock, check_event, check_image_shape, check_images, positions
+from .residual import normal
 
 __all__ = ["TimmEncoder", "TimmFeatures", "ViTEncoder"]
 
@@ -64,7 +64,7 @@ class ViTEncoder(nn.Module):
         h = torch.cat([token[:, None].to(patches.dtype), patches + self.place.to(patches.dtype)], dim=1)
         for block in self.blocks:
             h = block(h)
-        return _normal(self.last(self.norm(h[:, 0])))
+        return normal(self.last(self.norm(h[:, 0])))
 
 
 class _Normalized(nn.Module):
@@ -154,7 +154,7 @@ class TimmEncoder(nn.Module):
         check_images(x, self.channels)
         if cond is not None:
             raise ValueError("cond must be None for a TimmEncoder; got something else")
-        return _normal(self.last(self.backbone(x)))
+        return normal(self.last(self.backbone(x)))
 
 
 class TimmFeatures(nn.Module):

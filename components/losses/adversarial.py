@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import wide
+from ..precision import wide
 
 __all__ = [
     "AdversarialLoss",

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from .distributions import Categorical, grid
-from .last import must_start_with_noise
-from .precision import wide
-from .schedules import Schedule, Time, over
+from ..distributions import Categorical, grid
+from ..precision import wide
+from ..schedules import Schedule, Time, over
+from .reconstruction import must_start_with_noise
 
 __all__ = ["GridBayes", "GridBayesLast", "log_marginals"]
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import check_images
-from .precision import wide
+from ..layers import check_images
+from ..precision import wide
 
 __all__ = ["Perceptual", "RandomFeatures"]
 
@@ -52,7 +52,7 @@ class Perceptual(nn.Module):
 
     Zhang 2018, 1801.03924, eq. 1, with one weight a layer in the place of one learned for each channel, which makes it
     neither LPIPS nor comparable with it. The gradient reaches x and y, not the features' parameters.
-    Arguments: features, (B, C, H, W) to maps [(B, c_l, h_l, w_l), ...], such as `components.vision.TimmFeatures`;
+    Arguments: features, (B, C, H, W) to maps [(B, c_l, h_l, w_l), ...], such as `components.encoders.TimmFeatures`;
     weights, one for each map, not negative, 1 by default.
     """
 

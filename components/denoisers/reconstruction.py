@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from .denoisers import Denoiser
-from .distributions import Categorical, DiscretizedNormal, Normal, grid
-from .precision import wide
-from .schedules import Schedule, over
+from ..distributions import Categorical, DiscretizedNormal, Normal, grid
+from ..precision import wide
+from ..schedules import Schedule, over
+from .denoiser import Denoiser
 
 __all__ = ["DenoisedLast", "GaussianLast", "GridLast"]
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .discriminators import SLOPE
-from .distributions import Distribution
+from ..conditions import ClassEmbedding
+from ..distributions import Distribution
+from ..layers import SLOPE, check_event, check_image_shape, pyramid, zeroed
+from ..precision import full_precision, wide
 from .heads import DeltaHead, Head
-from .layers import ClassEmbedding, check_event, check_image_shape, pyramid, zeroed
-from .precision import full_precision, wide
 
 __all__ = ["ModulatedConv", "ResidualGenerator", "Resampling", "StyleGenerator"]
 

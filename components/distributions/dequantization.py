@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .precision import wide
+from ..precision import wide
 
 __all__ = ["check_grid", "dequantized", "log_bin"]
 

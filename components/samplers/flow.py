@@ -10,14 +10,14 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser
-from .distributions import Normal, per_example, randn_like
-from .precision import full_precision, wide, widest
-from .schedules import over
+from ..denoisers import Denoiser
+from ..distributions import Normal, per_example, randn_like
+from ..precision import full_precision, wide, widest
+from ..schedules import over
 
-__all__ = ["Divergence", "Method", "ProbabilityFlow", "drift", "exact_divergence", "hutchinson"]
+__all__ = ["Divergence", "FlowMethod", "ProbabilityFlow", "drift", "exact_divergence", "hutchinson"]
 
-Method = Literal["dopri5", "euler", "midpoint", "heun2", "rk4"]
+FlowMethod = Literal["dopri5", "euler", "midpoint", "heun2", "rk4"]
 Divergence = Literal["exact", "rademacher", "gaussian"]
 LOWEST = -20.0
 """λ where noise is taken for pure if the schedule's own end is -∞: there α = 4.5e-5."""
@@ -94,7 +94,7 @@ class ProbabilityFlow:
         self,
         denoiser: Denoiser,
         first: float = 0.0,
-        method: Method = "dopri5",
+        method: FlowMethod = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
         steps: int | None = None,
@@ -103,8 +103,8 @@ class ProbabilityFlow:
         prior: _HasLogProb | None = None,
         limit: int = 20_000,
     ) -> None:
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+        if method not in get_args(FlowMethod):
+            raise ValueError(f"method must be one of {', '.join(get_args(FlowMethod))}; got {method!r}")
         if divergence not in get_args(Divergence):
             raise ValueError(f"divergence must be one of {', '.join(get_args(Divergence))}; got {divergence!r}")
         if (steps is None) != (method == "dopri5") or (steps is not None and steps < 1):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..denoisers import Denoiser, Estimate
 from ..schedules import Time, over
+from .denoiser import Denoiser, Estimate
 
 __all__ = ["Thresholded"]
 

@@ -3,9 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .discriminators import SLOPE
-from .layers import check_event
-from .transformers import Condition, TimeAndLabel
+from ..conditions import Condition, TimeAndLabel
+from ..layers import SLOPE, check_event
 
 __all__ = ["MappingNetwork", "Stochastic"]
 

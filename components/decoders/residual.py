@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributions import Distribution
-from .heads import Head
-from .layers import (
-    ClassEmbedding,
+from ..conditions import ClassEmbedding
+from ..distributions import Distribution
+from ..layers import (
     DenseBlock,
     ResidualLevel,
     Upsample,
@@ -18,6 +17,7 @@ from .layers import (
     group_norm,
     pyramid,
 )
+from .heads import Head
 
 __all__ = ["MLPDecoder", "ResidualDecoder"]
 

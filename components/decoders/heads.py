@@ -8,10 +8,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .distributions import Bernoulli, Categorical, Delta, DiscretizedLogistic, Distribution, Normal
-from .layers import soft_clamp
-from .mixtures import DiscretizedLogisticMixture
-from .precision import wide
+from ..distributions import (
+    Bernoulli,
+    Categorical,
+    Delta,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+    Distribution,
+    Normal,
+)
+from ..layers import soft_clamp
+from ..precision import wide
 
 __all__ = ["BernoulliHead", "CategoricalHead", "DeltaHead", "Head", "LogisticHead", "LogisticMixtureHead", "NormalHead"]
 

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectral
 
-from .layers import ClassEmbedding, TimeEmbedding, check_event, check_image_shape, pyramid
-from .precision import wide
+from ..conditions import ClassEmbedding, TimeEmbedding
+from ..layers import SLOPE, check_event, check_image_shape, pyramid
+from ..precision import wide
 
-__all__ = ["MLPDiscriminator", "MinibatchStd", "PatchDiscriminator", "ResidualDiscriminator"]
-
-SLOPE = 0.2  # of LeakyReLU, as in Isola et al. 2016 (arXiv 1611.07004) and Karras et al. 2020 (arXiv 1912.04958)
+__all__ = ["MLPDiscriminator", "MinibatchStd", "MultiScaleDiscriminator", "PatchDiscriminator", "ResidualDiscriminator"]
 
 
 def _initialized(layer: nn.Module, spectral_norm: bool, slope: float = SLOPE) -> nn.Module:
@@ -251,3 +250,47 @@ class PatchDiscriminator(nn.Module):
         for conv in self.convs:
             x = F.leaky_relu(conv(x), SLOPE)
         return wide(self.last(x))
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """PatchDiscriminators on x, on x halved, on x halved twice, ...: (B, C, H, W) to logits (B, scales h w).
+
+    h = H / 2^layers and w = W / 2^layers are the sides of the finest map. Coarser ones are repeated to it, so that the
+    mean over logits weighs every scale alike, as the sum of losses does in Wang et al. 2017 (arXiv 1711.11585, section
+    3.2); halving is average pooling. A gradient penalty, which sums logits, therefore counts a coarse logit 4^i times.
+
+    Arguments: channels C; scales >= 1; width, layers and spectral_norm of each PatchDiscriminator. Takes no t, cond or
+    given. Raises ValueError for those, and for x not (B, C, H, W) with sides divisible by 2^(layers + scales - 1).
+    """
+
+    def __init__(
+        self, channels: int, scales: int = 2, width: int = 64, layers: int = 2, spectral_norm: bool = False
+    ) -> None:
+        super().__init__()
+        if scales < 1:
+            raise ValueError(f"scales must be at least 1; got {scales}")
+        self.channels, self.factor = channels, 2 ** (layers + scales - 1)
+        self.scales = nn.ModuleList(PatchDiscriminator(channels, width, layers, spectral_norm) for _ in range(scales))
+
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, scales H W / 4^layers), the finest scale first, row by row, of x (B, C, H, W)."""
+        refuse(self, t=t, cond=cond, given=given)
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"x must be (B, {self.channels}, H, W) with H and W divisible by {self.factor}; "
+                f"got shape {tuple(x.shape)}"
+            )
+        logits = []
+        for i, discriminator in enumerate(self.scales):
+            of_scale = discriminator(F.avg_pool2d(x, 2**i) if i else x)
+            logits.append(of_scale.repeat_interleave(2**i, dim=2).repeat_interleave(2**i, dim=3).flatten(1))
+        return torch.cat(logits, dim=1)
+
+
+def refuse(network: nn.Module, **inputs: Tensor | None) -> None:
+    """Raises ValueError for an input that the network does not take."""
+    for name, value in inputs.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None for a {type(network).__name__}; got a tensor")

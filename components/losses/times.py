@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .ranks import place, shared, sum_over_ranks
-from .schedules import Schedule
+from ..ranks import place, shared, sum_over_ranks
+from ..schedules import Schedule
 
 __all__ = ["LogNormalTimes", "LossAwareTimes", "TimeSampler", "UniformLogSNRTimes", "UniformTimes", "low_discrepancy"]
 

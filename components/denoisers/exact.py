@@ -6,8 +6,8 @@ Where the schedule explodes they take x_t/√(α² + σ²), as a Denoiser gives 
 import torch
 from torch import Tensor, nn
 
-from .precision import wide, widest
-from .schedules import Schedule, Time, over
+from ..precision import wide, widest
+from ..schedules import Schedule, Time, over
 
 __all__ = ["GaussianMean", "MixtureMean"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributions import Normal
-from .layers import (
-    ClassEmbedding,
+from ..conditions import ClassEmbedding
+from ..distributions import Normal
+from ..layers import (
     DenseBlock,
     ResidualLevel,
     check_event,
@@ -25,7 +25,7 @@ __all__ = ["MLPEncoder", "ResidualEncoder"]
 LOG_STD = (-10.0, 5.0)
 
 
-def _normal(raw: Tensor) -> Normal:
+def normal(raw: Tensor) -> Normal:
     """(B, 2 C, ...), means and then log stds, to a Normal over (B, C, ...)."""
     mean, log_std = raw.chunk(2, dim=1)
     return Normal(mean, soft_clamp(log_std, *LOG_STD).exp())
@@ -80,7 +80,7 @@ class ResidualEncoder(nn.Module):
             if i:
                 h = F.avg_pool2d(h, 2)
             h = level(h, embedding)
-        return _normal(self.last(F.silu(self.norm(h))))
+        return normal(self.last(F.silu(self.norm(h))))
 
 
 class MLPEncoder(nn.Module):
@@ -115,4 +115,4 @@ class MLPEncoder(nn.Module):
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)
-        return _normal(self.last(F.silu(self.norm(h))))
+        return normal(self.last(F.silu(self.norm(h))))

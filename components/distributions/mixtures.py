@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .distributions import DiscretizedLogistic, grid, per_example
-from .distributions.continuous import check_value
-from .precision import wide
+from ..precision import wide
+from .continuous import check_value, per_example
+from .discrete import DiscretizedLogistic, grid
 
 __all__ = ["DiscretizedLogisticMixture"]
 

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .distributions import Delta, Normal
-from .precision import wide, widest
-from .schedules import Schedule, Time, over
+from ..distributions import Delta, Normal
+from ..precision import wide, widest
+from ..schedules import Schedule, Time, over
 
 __all__ = ["Denoiser", "Estimate", "Prediction", "Variance"]
 

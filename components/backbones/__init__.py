@@ -1,0 +1,15 @@
+"""Backbones: networks (x_t, t, cond) to a tensor, for denoisers of images, sequences and vectors."""
+
+from .mlp import MLP
+from .stochastic import MappingNetwork, Stochastic
+from .transformers import DiT, SequenceTransformer
+from .unet import UNet
+
+__all__ = [
+    "DiT",
+    "MLP",
+    "MappingNetwork",
+    "SequenceTransformer",
+    "Stochastic",
+    "UNet",
+]
