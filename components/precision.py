@@ -30,7 +30,9 @@ def wide(x: Tensor) -> Tensor:
 def widest(t: Tensor | float, device: torch.device | None = None) -> Tensor:
     """Return t as a float64 tensor: in bf16 the first ten of a thousand noise levels would be zero.
 
-    A Python float keeps all its digits. Apple's MPS has no float64; there, float32.
+    Arguments:
+        t: a tensor of any shape, or a Python float, all of whose digits are kept.
+        device: of the result; None: that of t. Apple's MPS has no float64; there, float32.
     """
     if not isinstance(t, Tensor):
         on_mps = device is not None and device.type == "mps"

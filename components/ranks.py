@@ -1,4 +1,4 @@
-"""What the processes of one launch must share inside a loss; on a single process each is the identity."""
+"""Values that all processes of one launch must agree on inside a loss; on a single process each is the identity."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -7,17 +7,20 @@ __all__ = ["mean_over_ranks", "place", "shared", "sum_over_ranks"]
 
 
 def place() -> tuple[int, int]:
-    """(rank, world size); (0, 1) without a process group."""
+    """Return (rank, world size); (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean of x over all processes, detached: batch statistics must not differ between ranks."""
+    """Return the mean of x over all processes, detached: batch statistics must not differ between ranks.
+
+    Every process must call it, with x of one shape.
+    """
     return sum_over_ranks(x) / place()[1]
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of x over all processes, detached. Every process must call it."""
+    """Return the sum of x over all processes, detached. Every process must call it, with x of one shape."""
     x = x.detach()
     if place()[1] == 1:
         return x
@@ -27,7 +30,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def shared(x: Tensor) -> Tensor:
-    """Rank 0's x, on every process. Every process must call it."""
+    """Return rank 0's x on every process, written into x in place. Every process must call it."""
     if place()[1] > 1:
         dist.broadcast(x, 0)
     return x

@@ -1,11 +1,12 @@
-"""Likelihood heads: what a decoder's last features mean, as a distribution over its event.
+"""Likelihood heads: how a decoder's last features parametrize a distribution over its event.
 
-Each takes raw features (B, factor C, ...) to a distribution over (B, C, ...), in float32 or wider.
+Each maps raw features (B, factor C, ...) to a distribution over (B, C, ...), in float32 or wider.
 """
 
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..distributions import (
@@ -24,7 +25,7 @@ __all__ = ["BernoulliHead", "CategoricalHead", "DeltaHead", "Head", "LogisticHea
 
 
 class Head(nn.Module):
-    """Raw features (B, factor C, ...) to a distribution over (B, C, ...).
+    """A map from raw features (B, factor C, ...) to a distribution over (B, C, ...); abstract.
 
     `factor` is how many numbers the distribution needs for each of its dimensions.
     """
@@ -32,11 +33,15 @@ class Head(nn.Module):
     factor: int = 1
 
     def forward(self, raw: Tensor) -> Distribution:
-        raise TypeError(f"{type(self).__name__} is abstract in forward: a head turns features into a Distribution")
+        raise TypeError(f"{type(self).__name__} is abstract: define forward(raw), which returns a Distribution")
 
 
 class DeltaHead(Head):
-    """A single point: tanh(raw) in (-1, 1), or raw itself with bounded=False. What a GAN's generator returns."""
+    """A single point, tanh(raw) in (-1, 1): the output of a GAN's generator.
+
+    Arguments:
+        bounded: False gives raw itself.
+    """
 
     def __init__(self, bounded: bool = True) -> None:
         super().__init__()
@@ -47,12 +52,16 @@ class DeltaHead(Head):
 
 
 class NormalHead(Head):
-    """N(raw, sigma^2 I).
+    """N(raw, sigma² I), with sigma fixed, one learned number, or read off the features.
 
-    sigma: a float > 0 fixes it; "shared" learns one for all dimensions, starting at 1 (Rybkin et al. 2021,
-    arXiv 2006.13202); "learned" reads log sigma of each dimension off the network (factor 2: means, then log sigmas).
-    A learned log sigma is squeezed softly into `limits`, since likelihood is unbounded where sigma goes to zero; the
-    lower default is Rybkin's, the upper an unmeasured guess.
+    A learned log sigma is squeezed softly into `limits`, since likelihood is unbounded where sigma goes to zero.
+
+    Arguments:
+        sigma: a float > 0 fixes it; "shared" learns one for all dimensions, starting at 1 (Rybkin et al. 2021, arXiv
+            2006.13202); "learned" reads log sigma of each dimension off the features (factor 2: means, then log
+            sigmas).
+        limits: (low, high) of a learned log sigma; the default low is Rybkin's, the default high an unmeasured guess.
+    Raises: ValueError for sigma that is neither, and for limits out of order.
     """
 
     def __init__(self, sigma: float | str = 1.0, limits: tuple[float, float] = (-6.0, 3.0)) -> None:
@@ -77,60 +86,77 @@ class NormalHead(Head):
 
 
 class LogisticHead(Head):
-    """A logistic discretized to `levels` grey values (factor 2: means, then log scales).
+    """A logistic discretized to `grey_levels` grey values (factor 2: means, then log scales).
 
-    log scale is squeezed softly into [-7, 3]: the lower limit is that of Salimans et al. 2017 (arXiv 1701.05517), the
-    upper one an unmeasured guess.
+    The log scale is squeezed softly into [-7, 3]: the lower limit is that of Salimans et al. 2017 (arXiv 1701.05517),
+    the upper one an unmeasured guess.
+
+    Arguments:
+        grey_levels: K >= 2.
     """
 
     factor = 2
 
-    def __init__(self, levels: int = 256) -> None:
+    def __init__(self, grey_levels: int = 256) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
-        self.levels = levels
+        _check_grey_levels(grey_levels)
+        self.grey_levels = grey_levels
 
     def forward(self, raw: Tensor) -> DiscretizedLogistic:
         mean, log_scale = wide(raw).chunk(2, dim=1)
-        return DiscretizedLogistic(mean, soft_clamp(log_scale, -7.0, 3.0), self.levels)
+        return DiscretizedLogistic(mean, soft_clamp(log_scale, -7.0, 3.0), self.grey_levels)
 
 
 class LogisticMixtureHead(Head):
     """A mixture of `components` discretized logistics in each dimension (factor 3 `components`).
 
-    Channel ((j M) + m) C + c is of channel c and component m of M: for j = 0 its logit, 1 its mean, 2 its log scale,
+    Channel (p M + m) C + c belongs to channel c and component m of M: p = 0 is its logit, 1 its mean, 2 its log scale,
     which is squeezed softly into [-7, 3] as in LogisticHead.
+
+    Arguments:
+        grey_levels: K >= 2.
+        components: M >= 1.
     """
 
-    def __init__(self, levels: int = 256, components: int = 5) -> None:
+    def __init__(self, grey_levels: int = 256, components: int = 5) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
+        _check_grey_levels(grey_levels)
         if components < 1:
             raise ValueError(f"components must be at least 1; got {components}")
-        self.levels, self.components, self.factor = levels, components, 3 * components
+        self.grey_levels, self.components, self.factor = grey_levels, components, 3 * components
 
     def forward(self, raw: Tensor) -> DiscretizedLogisticMixture:
-        logits, means, log_scales = wide(raw).unflatten(1, (3, self.components, -1)).unbind(1)
-        return DiscretizedLogisticMixture(logits, means, soft_clamp(log_scales, -7.0, 3.0), self.levels)
+        parameters = rearrange(wide(raw), "b (p m c) ... -> p b m c ...", p=3, m=self.components)
+        logits, means, log_scales = parameters.unbind()
+        return DiscretizedLogisticMixture(logits, means, soft_clamp(log_scales, -7.0, 3.0), self.grey_levels)
 
 
 class CategoricalHead(Head):
-    """A probability for each of `levels` grey values (factor `levels`: channel k C + c is level k of channel c)."""
+    """A probability for each of `grey_levels` grey values (factor `grey_levels`).
 
-    def __init__(self, levels: int) -> None:
+    Channel k C + c is level k of channel c.
+
+    Arguments:
+        grey_levels: K >= 2.
+    """
+
+    def __init__(self, grey_levels: int) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2; got {levels}")
-        self.factor = self.levels = levels
+        _check_grey_levels(grey_levels)
+        self.factor = self.grey_levels = grey_levels
 
     def forward(self, raw: Tensor) -> Categorical:
-        return Categorical(raw.unflatten(1, (self.factor, -1)))
+        return Categorical(rearrange(raw, "b (k c) ... -> b k c ...", k=self.grey_levels))
 
 
 class BernoulliHead(Head):
-    """Independent values in {-1, 1} with logits raw."""
+    """Independent values in {-1, 1}, with raw as their logits."""
 
     def forward(self, raw: Tensor) -> Bernoulli:
         return Bernoulli(raw)
+
+
+def _check_grey_levels(grey_levels: int) -> None:
+    """Raises ValueError for fewer than two grey levels, when the head is built rather than when it is first called."""
+    if grey_levels < 2:
+        raise ValueError(f"grey_levels must be at least 2; got {grey_levels}")

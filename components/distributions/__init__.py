@@ -1,4 +1,4 @@
-"""What encoders, decoders and denoisers return: distributions over a whole event, in nats.
+"""The distributions that encoders, decoders and denoisers return, over a whole event, in nats.
 
 The batch is the first dimension, the event is all others: `log_prob` and `entropy` are (B,), summed over the event.
 Parameters given in half precision are widened to float32. Every sampler takes a `torch.Generator`.

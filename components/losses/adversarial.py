@@ -1,4 +1,4 @@
-"""Adversarial losses as pairs, and gradient penalties: pure functions of logits, in nats, one value an example.
+"""Adversarial losses in pairs, and gradient penalties: pure functions of logits, one value in nats per example.
 
 D is the logit: high for real, low for fake. Logits are (B,) or patches (B, 1, h, w), whose losses are averaged.
 """
@@ -27,9 +27,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """What the discriminator minimizes of (D(real), D(fake)), and the generator of (D(fake), D(real)).
+    """The discriminator's loss of (D(real), D(fake)) and the generator's of (D(fake), D(real)).
 
-    Both take and return elementwise values. Where `relativistic`, the generator's loss needs D(real) too.
+    Arguments:
+        name: for the error messages.
+        of_discriminator, of_generator: both return elementwise values.
+        relativistic: the generator's loss needs D(real), too.
     """
 
     name: str
@@ -38,27 +41,28 @@ class AdversarialLoss:
     relativistic: bool = False
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The discriminator's loss: (B,). Raises ValueError unless both are of one shape."""
+        """Return the discriminator's loss (B,), averaged over patches.
+
+        Arguments:
+            real, fake: logits (B,) or (B, 1, h, w).
+        Raises: ValueError unless both have one shape.
+        """
         _check_pair(real, fake)
         return _per_example(self.of_discriminator(wide(real), wide(fake)))
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """The generator's loss: (B,). Raises ValueError if it is relativistic and `real` None or of another shape."""
+        """Return the generator's loss (B,), averaged over patches.
+
+        Arguments:
+            fake: logits (B,) or (B, 1, h, w).
+            real: the same; ignored unless the loss is relativistic.
+        Raises: ValueError for a relativistic loss without real, or with one of another shape.
+        """
         if real is None and self.relativistic:
-            raise ValueError(f"the {self.name} loss compares fake with real: the generator's turn needs real, too")
+            raise ValueError(f"the {self.name} loss compares fake with real: pass real to the generator's loss, too")
         if real is not None and self.relativistic:
             _check_pair(real, fake)
         return _per_example(self.of_generator(wide(fake), fake if real is None else wide(real)))
-
-
-def _check_pair(real: Tensor, fake: Tensor) -> None:
-    """Raises ValueError unless both are of one shape."""
-    if real.shape != fake.shape:
-        raise ValueError(f"real and fake must be of one shape; got {tuple(real.shape)} and {tuple(fake.shape)}")
-
-
-def _per_example(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
 non_saturating = AdversarialLoss(
@@ -80,7 +84,7 @@ least_squares = AdversarialLoss(
     lambda real, fake: 0.5 * ((real - 1).square() + fake.square()),
     lambda fake, real: 0.5 * (fake - 1).square(),
 )
-"""Mao 2016, 1611.04076, eq. 9: the logits are drawn to 1 on real and to 0 on fake; G draws them to 1."""
+"""Mao 2016, 1611.04076, eq. 9: the targets of the logits are 1 on real and 0 on fake; for G it is 1 on fake."""
 
 wasserstein = AdversarialLoss("wasserstein", lambda real, fake: fake - real, lambda fake, real: -fake)
 """Arjovsky 2017, 1701.07875: for a 1-Lipschitz critic, as `gradient_penalty` makes it; no logits, no probabilities."""
@@ -102,10 +106,14 @@ relativistic = AdversarialLoss(
 
 
 def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
-    """‖∇_x D(x)‖² (B,), differentiable: γ/2 times its mean is R1 on real x, R2 on fake.
+    """Return ‖∇_x D(x)‖² (B,), differentiable: γ/2 times its mean is R1 on real x, R2 on fake.
 
-    Arguments: logits = D(x), (B,) or patches, summed over patches; x (B, *event), which requires a gradient.
-    Mescheder 2018, 1801.04406, eq. 9.
+    Mescheder 2018, arXiv 1801.04406, eq. 9.
+
+    Arguments:
+        logits: D(x), (B,) or patches, which are summed.
+        x: (B, *event), which requires a gradient.
+    Raises: ValueError for x that requires no gradient.
     """
     return _gradient(logits, x).square().sum(1)
 
@@ -113,11 +121,16 @@ def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
 def gradient_penalty(
     discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(‖∇D(x̃)‖ - 1)² (B,) at x̃ = u x + (1 - u) G(z), u ~ U[0, 1) for each example, differentiable in D.
+    """Return (‖∇D(x̃)‖ - 1)² (B,) at x̃ = u x + (1 - u) G(z), u ~ U[0, 1) for each example, differentiable in D.
 
-    Its mean is weighted by λ = 10 in Gulrajani 2017, 1704.00028, eq. 3. Arguments: discriminator, x → (B,) or patches,
-    summed over patches; real and fake (B, *event), both detached here. Batch norm mixes examples, and does not go with
-    it (section 4 there). Raises ValueError when the shapes differ.
+    Its mean is weighted by λ = 10 in Gulrajani 2017, arXiv 1704.00028, eq. 3. Batch norm mixes examples, and does not
+    go with it (section 4 there).
+
+    Arguments:
+        discriminator: a function of x (B, *event) that returns (B,) or patches, which are summed.
+        real, fake: (B, *event), both detached here.
+        generator: of u.
+    Raises: ValueError unless real and fake have one shape.
     """
     _check_pair(real, fake)
     real, fake = wide(real.detach()), wide(fake.detach())
@@ -128,8 +141,19 @@ def gradient_penalty(
 
 
 def _gradient(logits: Tensor, x: Tensor) -> Tensor:
-    """∇_x Σ D(x) (B, dimensions), differentiable."""
+    """Return ∇_x Σ D(x) (B, dimensions), differentiable."""
     if not x.requires_grad:
-        raise ValueError("x must require a gradient, and logits must have been computed from it")
+        raise ValueError("x must require a gradient; call x.requires_grad_() before computing logits from it")
     (gradient,) = torch.autograd.grad(wide(logits).sum(), x, create_graph=True)
     return wide(gradient).flatten(1)
+
+
+def _per_example(values: Tensor) -> Tensor:
+    """Average patches (B, 1, h, w): (B,)."""
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+def _check_pair(real: Tensor, fake: Tensor) -> None:
+    """Raises ValueError unless both have one shape."""
+    if real.shape != fake.shape:
+        raise ValueError(f"real and fake must have the same shape; got {tuple(real.shape)} and {tuple(fake.shape)}")

@@ -42,7 +42,7 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
         str(path),
         tuple(x.shape[1:]),
         classes=0 if labels is None else int(labels.max()) + 1,
-        levels=256 if x.dtype == torch.uint8 else None,
+        grey_levels=256 if x.dtype == torch.uint8 else None,
         x=x[kept],
         labels=None if labels is None else labels[kept],
         held_out=x[held],

@@ -9,7 +9,7 @@ from .source import Data
 
 __all__ = ["digits", "stacked_digits"]
 
-NATIVE, LEVELS = 8, 17
+NATIVE, GREY_LEVELS = 8, 17
 
 
 def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,7 +26,8 @@ def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _resized(x: Tensor, resolution: int) -> Tensor:
     """8 × 8 images of 17 levels, bilinearly enlarged to 256 levels."""
-    image = F.interpolate(x.float() / (LEVELS - 1), size=(resolution, resolution), mode="bilinear", align_corners=False)
+    size = (resolution, resolution)
+    image = F.interpolate(x.float() / (GREY_LEVELS - 1), size=size, mode="bilinear", align_corners=False)
     return (image * 255).round().to(torch.uint8)
 
 
@@ -36,8 +37,8 @@ def digits(resolution: int = 16, channels: int = 1) -> Data:
     if resolution != NATIVE:
         x, x_held = _resized(x, resolution), _resized(x_held, resolution)
     x, x_held = x.expand(-1, channels, -1, -1).contiguous(), x_held.expand(-1, channels, -1, -1).contiguous()
-    levels = LEVELS if resolution == NATIVE else 256
-    return Data("digits", (channels, resolution, resolution), 10, levels, x, y, x_held, y_held)
+    grey_levels = GREY_LEVELS if resolution == NATIVE else 256
+    return Data("digits", (channels, resolution, resolution), 10, grey_levels, x, y, x_held, y_held)
 
 
 def stacked_digits(examples: int = 60_000) -> Data:
@@ -54,4 +55,4 @@ def stacked_digits(examples: int = 60_000) -> Data:
 
     stacked, modes = stack(x, y, examples)
     held, held_modes = stack(x_held, y_held, 10_000)
-    return Data("stacked-digits", (3, NATIVE, NATIVE), 1000, LEVELS, stacked, modes, held, held_modes)
+    return Data("stacked-digits", (3, NATIVE, NATIVE), 1000, GREY_LEVELS, stacked, modes, held, held_modes)

@@ -24,7 +24,7 @@ class Data:
         name: as in `--data`.
         shape: of one example, (C, H, W) or (D,).
         classes: how many labels there are; 0 if there are none.
-        levels: grey levels K of the values 2v/(K-1) - 1 that x takes; None for continuous data.
+        grey_levels: grey levels K of the values 2v/(K-1) - 1 that x takes; None for continuous data.
         x: training examples, uint8 v of shape (N, C, H, W) or float32 (N, D); None where only its shape is known, or
             where they are in `stream`.
         labels: (N,) int64, or None.
@@ -41,7 +41,7 @@ class Data:
     name: str
     shape: tuple[int, ...]
     classes: int = 0
-    levels: int | None = None
+    grey_levels: int | None = None
     x: Tensor | None = field(default=None, repr=False)
     labels: Tensor | None = field(default=None, repr=False)
     held_out: Tensor | None = field(default=None, repr=False)
@@ -75,22 +75,22 @@ class Data:
 
     def decode(self, x: Tensor) -> Tensor:
         """Stored examples as models see them: float32, images 2v/(K-1) - 1 in [-1, 1]."""
-        if self.levels is None:
+        if self.grey_levels is None:
             return x.float()
         # In place: for small images the memory's speed is that of a batch.
-        return x.to(torch.float32, copy=True).mul_(2 / (self.levels - 1)).sub_(1)
+        return x.to(torch.float32, copy=True).mul_(2 / (self.grey_levels - 1)).sub_(1)
 
     def card(self) -> dict[str, Any]:
         """What a run records of its data, enough to build its networks again."""
-        return {"name": self.name, "shape": list(self.shape), "classes": self.classes, "levels": self.levels}
+        return {"name": self.name, "shape": list(self.shape), "classes": self.classes, "grey_levels": self.grey_levels}
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> "Data":
         """The data set without its examples."""
-        return cls(card["name"], tuple(card["shape"]), card["classes"], card["levels"])
+        return cls(card["name"], tuple(card["shape"]), card["classes"], card["grey_levels"])
 
     @classmethod
-    def from_tensor(cls, x: "Tensor | ArrayLike", name: str = "tensor", levels: int | None = 256) -> "Data":
+    def from_tensor(cls, x: "Tensor | ArrayLike", name: str = "tensor", grey_levels: int | None = 256) -> "Data":
         """Data of one's own: images (N, C, H, W) in [-1, 1] on the grid of K levels (None: not on a grid), or (N, D).
 
         x may be an array, too. Raises ValueError, naming the sample, for integers, NaN and images out of range.
@@ -99,14 +99,15 @@ class Data:
 
         x = torch.as_tensor(x)
         check_batch(x)
-        if x.ndim != 4 or levels is None:
+        if x.ndim != 4 or grey_levels is None:
             return cls(name, tuple(x.shape[1:]), x=x.float())
-        if levels > 256:
-            raise ValueError(f"levels must be at most 256, or None; got {levels}")
+        if grey_levels > 256:
+            raise ValueError(f"grey_levels must be at most 256, or None; got {grey_levels}")
         bad = x.abs().flatten(1).amax(1) > 1 + 1e-3  # whatever the channels: uint8 would wrap around
         if bad.any():
-            raise ValueError(f"images must be in [-1, 1]; sample {int(bad.nonzero()[0])} is not; or levels=None")
-        return cls(name, tuple(x.shape[1:]), levels=levels, x=((x + 1) * (levels - 1) / 2).round().to(torch.uint8))
+            raise ValueError(f"images must be in [-1, 1]; sample {int(bad.nonzero()[0])} is not; or grey_levels=None")
+        values = ((x + 1) * (grey_levels - 1) / 2).round().to(torch.uint8)
+        return cls(name, tuple(x.shape[1:]), grey_levels=grey_levels, x=values)
 
     def batches(
         self,

@@ -37,7 +37,7 @@ def test_every_example_is_trained_on_or_held_out(suffix, images, tmp_path):
         tmp_path / f"mine{suffix}", **({"x": images} if suffix == ".npy" else {"x": images, "labels": labels})
     )
     data = load_data(str(path))
-    assert data.shape == (3, 8, 8) and data.levels == 256 and (len(data.x), len(data.held_out)) == (36, 4)
+    assert data.shape == (3, 8, 8) and data.grey_levels == 256 and (len(data.x), len(data.held_out)) == (36, 4)
     found = torch.cat([data.x, data.held_out])
     places = [int((images == one).flatten(1).all(1).nonzero()) for one in found]
     assert sorted(places) == list(range(40))
@@ -51,7 +51,7 @@ def test_every_example_is_trained_on_or_held_out(suffix, images, tmp_path):
 def test_floats_are_continuous(tmp_path):
     """Images in [-1, 1] without grey levels, and vectors of any size, of whatever precision and order of bytes."""
     image = load_data(str(written(tmp_path / "a.npy", x=numpy.linspace(-1, 1, 1280).reshape(20, 1, 8, 8))))
-    assert image.levels is None and image.x.dtype == torch.float32 and image.is_image
+    assert image.grey_levels is None and image.x.dtype == torch.float32 and image.is_image
     vectors = load_data(str(written(tmp_path / "b.npz", x=numpy.full((20, 5), 7.0))))
     assert vectors.shape == (5,) and (vectors.decode(vectors.x) == 7).all()
 

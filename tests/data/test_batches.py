@@ -142,25 +142,26 @@ def test_data_without_examples_or_labels_is_refused():
 def test_a_card_keeps_all_but_the_examples():
     data = digits(8)
     again = Data.from_card(data.card())
-    assert (again.name, again.shape, again.classes, again.levels) == ("digits", (1, 8, 8), 10, 17) and len(again) == 0
+    assert (again.name, again.shape, again.classes, again.grey_levels) == ("digits", (1, 8, 8), 10, 17)
+    assert len(again) == 0
 
 
 # Data of one's own
 
 
-@pytest.mark.parametrize("levels", [256, 17, 2])
-def test_a_tensor_on_the_grid_comes_back_exactly(levels):
-    v = torch.randint(0, levels, (6, 3, 4, 4))
-    x = v * (2 / (levels - 1)) - 1.0
-    data = Data.from_tensor(x, levels=levels)
-    assert torch.equal(data.x.long(), v) and data.levels == levels and data.shape == (3, 4, 4)
+@pytest.mark.parametrize("grey_levels", [256, 17, 2])
+def test_a_tensor_on_the_grid_comes_back_exactly(grey_levels):
+    v = torch.randint(0, grey_levels, (6, 3, 4, 4))
+    x = v * (2 / (grey_levels - 1)) - 1.0
+    data = Data.from_tensor(x, grey_levels=grey_levels)
+    assert torch.equal(data.x.long(), v) and data.grey_levels == grey_levels and data.shape == (3, 4, 4)
     torch.testing.assert_close(data.decode(data.x), x)
 
 
 def test_points_and_latents_are_kept_as_they_are():
     points, latents = 9 * torch.randn(6, 2), 9 * torch.randn(6, 8, 2, 2)
-    assert torch.equal(Data.from_tensor(points).x, points) and Data.from_tensor(points).levels is None
-    assert torch.equal(Data.from_tensor(latents, levels=None).x, latents)
+    assert torch.equal(Data.from_tensor(points).x, points) and Data.from_tensor(points).grey_levels is None
+    assert torch.equal(Data.from_tensor(latents, grey_levels=None).x, latents)
 
 
 def spoiled(sample, value, shape=(6, 1, 4, 4)):
@@ -174,7 +175,7 @@ def spoiled(sample, value, shape=(6, 1, 4, 4)):
     (spoiled(2, 255.0), "images must be in [-1, 1]; sample 2 of the batch spans 0 to 255"),
     (spoiled(4, float("nan")), "x must be finite; sample 4 of the batch has NaN or infinite values"),
     (spoiled(5, float("-inf"), (6, 8)), "x must be finite; sample 5 of the batch has NaN or infinite values"),
-    (spoiled(3, 7.0, (6, 4, 4, 4)), "images must be in [-1, 1]; sample 3 is not; or levels=None"),
+    (spoiled(3, 7.0, (6, 4, 4, 4)), "images must be in [-1, 1]; sample 3 is not; or grey_levels=None"),
 ])  # fmt: skip
 def test_faults_15_and_16_bad_tensors_are_refused_by_sample(x, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -182,14 +183,14 @@ def test_faults_15_and_16_bad_tensors_are_refused_by_sample(x, message):
 
 
 def test_more_levels_than_a_byte_holds_are_refused():
-    with pytest.raises(ValueError, match="levels must be at most 256, or None; got 65536"):
-        Data.from_tensor(torch.zeros(2, 1, 4, 4), levels=65536)
+    with pytest.raises(ValueError, match="grey_levels must be at most 256, or None; got 65536"):
+        Data.from_tensor(torch.zeros(2, 1, 4, 4), grey_levels=65536)
 
 
 def test_an_array_is_taken_like_a_tensor():
     x = torch.randint(0, 17, (6, 1, 4, 4)) / 8.0 - 1
-    data = Data.from_tensor(x.double().numpy(), levels=17)
-    assert torch.equal(data.x, Data.from_tensor(x, levels=17).x)
+    data = Data.from_tensor(x.double().numpy(), grey_levels=17)
+    assert torch.equal(data.x, Data.from_tensor(x, grey_levels=17).x)
     assert Data.from_tensor(torch.randn(5, 2).double().numpy()).x.dtype == torch.float32
     with pytest.raises(ValueError, match="x must be floating point"):
         Data.from_tensor(torch.zeros(6, 1, 4, 4).byte().numpy())

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from answers import F64
 
 from hybrids.data import NAMES, Checkerboard, Curves, gaussians_8, load_data, swiss_roll, two_moons
 
-F64 = torch.float64
 ALL = {"8-gaussians": gaussians_8, "swiss-roll": swiss_roll, "checkerboard": Checkerboard, "two-moons": two_moons}
 
 
@@ -197,7 +197,7 @@ def test_densities_that_cannot_be_are_refused(make, message):
 @pytest.mark.parametrize("name", ALL)
 def test_data_of_points_holds_its_density(name):
     data = load_data(name)
-    assert name in NAMES and data.name == name and data.shape == (2,) and data.classes == 0 and data.levels is None
+    assert name in NAMES and data.name == name and data.shape == (2,) and data.classes == 0 and data.grey_levels is None
     assert len(data) == 100_000 and data.held_out.shape == (10_000, 2) and data.x.dtype == torch.float32
     assert data.density.log_prob(data.held_out[:500]).mean() > -2.5
     assert torch.equal(data.x[:100], load_data(name).x[:100])

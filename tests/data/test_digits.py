@@ -37,7 +37,7 @@ def test_the_split_is_the_stated_one(eight):
 
 
 def test_digits_of_8_have_17_levels(eight):
-    assert eight.levels == 17 and eight.shape == (1, 8, 8) and eight.classes == 10 and eight.dimensions == 64
+    assert eight.grey_levels == 17 and eight.shape == (1, 8, 8) and eight.classes == 10 and eight.dimensions == 64
     assert eight.x.dtype == torch.uint8 and eight.x.unique().tolist() == list(range(17))
     x = eight.decode(eight.x)
     assert x.dtype == torch.float32 and x.unique().tolist() == pytest.approx([v / 8 - 1 for v in range(17)])
@@ -46,7 +46,7 @@ def test_digits_of_8_have_17_levels(eight):
 @pytest.mark.parametrize("resolution", [16, 32])
 def test_larger_digits_have_256_levels(resolution):
     data = load_data("digits", resolution)
-    assert data.levels == 256 and data.shape == (1, resolution, resolution) and data.x.shape == (1500, *data.shape)
+    assert data.grey_levels == 256 and data.shape == (1, resolution, resolution) and data.x.shape == (1500, *data.shape)
     x = data.decode(data.x)
     assert x.min() >= -1 and x.max() <= 1 and len(x.unique()) > 200
     steps = (x + 1) * 127.5
@@ -89,7 +89,7 @@ def test_stacked_digits_never_mix_training_and_held_out(eight, stacked):
 def test_stacked_digits_are_drawn_evenly_and_always_the_same(stacked):
     again = stacked_digits(2000)
     assert torch.equal(stacked.x, again.x) and torch.equal(stacked.labels, again.labels)
-    assert stacked.shape == (3, 8, 8) and stacked.classes == 1000 and stacked.levels == 17
+    assert stacked.shape == (3, 8, 8) and stacked.classes == 1000 and stacked.grey_levels == 17
     counts = torch.bincount(
         torch.stack([stacked.labels // 100, stacked.labels // 10 % 10, stacked.labels % 10]).flatten()
     )

@@ -47,7 +47,7 @@ def refused(path, *parts, **settings):
 def test_images_are_kept_to_the_bit_in_memory(tmp_path):
     files = Folder(fill(tmp_path))
     data = load_data(str(tmp_path))
-    assert data.shape == (3, R, R) and data.levels == 256 and data.classes == 0 and data.labels is None
+    assert data.shape == (3, R, R) and data.grey_levels == 256 and data.classes == 0 and data.labels is None
     assert data.x.dtype == torch.uint8 and data.stream is None and data.name == str(tmp_path.resolve())
     held = files.held_out()
     for images, indices in ((data.x, (~held).nonzero()), (data.held_out, held.nonzero())):
@@ -75,7 +75,7 @@ def test_class_folders_become_labels(tmp_path):
     for images, labels in ((data.x, data.labels), (data.held_out, data.held_out_labels)):
         assert (images[:, 0, 0, 0] // 80).tolist() == [{0: 1, 1: 2, 2: 0}[label] for label in labels.tolist()]
     card = Data.from_card(data.card())
-    assert card.classes == 3 and card.shape == (3, R, R) and card.levels == 256
+    assert card.classes == 3 and card.shape == (3, R, R) and card.grey_levels == 256
 
 
 @pytest.mark.parametrize("places", [("one",), ("one", "two", ".")])

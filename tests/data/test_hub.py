@@ -55,7 +55,7 @@ def test_images_labels_and_splits_are_found(place, capsys):
     write(place, "train", [png(picture(i)) for i in range(20)])
     write(place, "test", [png(picture(i)) for i in range(6)])
     data = load_data("hub:owner/name")
-    assert data.name == "hub:owner/name" and data.shape == (3, R, R) and data.levels == 256
+    assert data.name == "hub:owner/name" and data.shape == (3, R, R) and data.grey_levels == 256
     assert data.classes == 3 and data.class_names == tuple(NAMES)
     assert data.x[:, 0, 1, 1].tolist() == [50 * (i % 3) for i in range(20)]
     assert data.x[:, 0, 0, 0].tolist() == list(range(20)) and data.held_out[:, 0, 0, 0].tolist() == list(range(6))

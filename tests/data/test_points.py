@@ -2,15 +2,9 @@ import math
 
 import pytest
 import torch
+from answers import F64
 
 from hybrids.data import Mixture, gaussians_25, load_data
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def test_25_gaussians_have_zero_mean_and_unit_variance():
@@ -77,7 +71,7 @@ def test_a_generator_makes_samples_repeatable():
 def test_the_data_set_holds_its_density_and_is_always_the_same():
     data = load_data("25-gaussians")
     assert data.shape == (2,) and len(data) == 100_000 and len(data.held_out) == 10_000
-    assert data.x.dtype == torch.float32 and data.levels is None and not data.is_image and data.dimensions == 2
+    assert data.x.dtype == torch.float32 and data.grey_levels is None and not data.is_image and data.dimensions == 2
     assert torch.equal(data.x, load_data("25-gaussians").x) and not torch.equal(data.x[:10_000], data.held_out)
     assert (-data.density.log_prob(data.held_out)).mean().item() == pytest.approx(-2.014, abs=0.05)
 

@@ -101,10 +101,11 @@ def test_shapes_are_always_the_same_and_differ_by_seed(few):
 @pytest.mark.slow
 def test_the_default_set_is_of_10_000_and_1000():
     data = load_data("shapes")
-    assert (len(data), len(data.held_out), data.shape, data.classes, data.levels) == (10_000, 1000, (3, 32, 32), 5, 256)
+    assert (len(data), len(data.held_out)) == (10_000, 1000)
+    assert (data.shape, data.classes, data.grey_levels) == ((3, 32, 32), 5, 256)
     assert data.x.dtype == torch.uint8
     again = Data.from_card(data.card())
-    assert (again.shape, again.classes, again.levels) == (data.shape, 5, 256)
+    assert (again.shape, again.classes, again.grey_levels) == (data.shape, 5, 256)
 
 
 def test_the_resolution_is_respected_and_keeps_the_factors(few):

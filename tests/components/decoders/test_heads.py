@@ -1,9 +1,19 @@
+"""Likelihood heads: the layout of their channels, types, limits, gradients."""
+
 import math
 
 import pytest
 import torch
 
-from components.decoders import BernoulliHead, CategoricalHead, DeltaHead, LogisticHead, LogisticMixtureHead, NormalHead
+from components.decoders import (
+    BernoulliHead,
+    CategoricalHead,
+    DeltaHead,
+    Head,
+    LogisticHead,
+    LogisticMixtureHead,
+    NormalHead,
+)
 
 HEADS = [
     DeltaHead(), DeltaHead(bounded=False), NormalHead(), NormalHead(0.1), NormalHead("shared"), NormalHead("learned"),
@@ -11,11 +21,6 @@ HEADS = [
 ]  # fmt: skip
 NAMES = ["delta", "unbounded", "normal", "fixed", "shared", "learned", "logistic", "categorical", "bernoulli",
          "mixture"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("event", [(3, 4, 4), (5,)], ids=["image", "vector"])
@@ -79,12 +84,12 @@ def test_normal_log_sigma_stays_within_limits(sigma):
         torch.testing.assert_close(std.log(), torch.full_like(std, limit))
 
 
-@pytest.mark.parametrize("levels", [2, 5])
-def test_discrete_heads_sum_to_one(levels):
-    grid = torch.linspace(-1, 1, levels)
-    for head in (LogisticHead(levels), CategoricalHead(levels), LogisticMixtureHead(levels, 3)):
+@pytest.mark.parametrize("grey_levels", [2, 5])
+def test_discrete_heads_sum_to_one(grey_levels):
+    values = torch.linspace(-1, 1, grey_levels)
+    for head in (LogisticHead(grey_levels), CategoricalHead(grey_levels), LogisticMixtureHead(grey_levels, 3)):
         p = head(torch.randn(4, head.factor, 1, 1))
-        mass = torch.stack([p.log_prob(v.expand(4, 1, 1, 1)).exp() for v in grid])
+        mass = torch.stack([p.log_prob(v.expand(4, 1, 1, 1)).exp() for v in values])
         torch.testing.assert_close(mass.sum(0), torch.ones(4), atol=1e-5, rtol=1e-5)
 
 
@@ -97,12 +102,12 @@ def test_logistic_reads_means_then_log_scales():
 
 
 def test_mixture_channel_layout():
-    levels, components, channels = 5, 2, 3
+    grey_levels, components, channels = 5, 2, 3
     raw = torch.zeros(1, 3, components, channels, 1, 1)
     raw[0, 0, 1] = 50.0  # the second component
     raw[0, 1, 1] = torch.tensor([-0.5, 0.0, 0.5]).view(3, 1, 1)
     raw[0, 2] = -50.0
-    p = LogisticMixtureHead(levels, components)(raw.view(1, -1, 1, 1))
+    p = LogisticMixtureHead(grey_levels, components)(raw.view(1, -1, 1, 1))
     torch.testing.assert_close(p.mean.flatten(), torch.tensor([-0.5, 0.0, 0.5]), atol=1e-3, rtol=0)
     torch.testing.assert_close(p.components.log_scale, torch.full((1, 2, 3, 1, 1), -7.0))
 
@@ -114,11 +119,11 @@ def test_mixture_of_one_is_the_logistic():
 
 
 def test_categorical_channel_layout():
-    levels, channels = 5, 3
-    raw = torch.zeros(1, levels * channels, 1, 1)
+    grey_levels, channels = 5, 3
+    raw = torch.zeros(1, grey_levels * channels, 1, 1)
     for c, k in enumerate((0, 3, 4)):
         raw[0, k * channels + c] = 50.0
-    torch.testing.assert_close(CategoricalHead(levels)(raw).mean.flatten(), torch.tensor([-1.0, 0.5, 1.0]))
+    torch.testing.assert_close(CategoricalHead(grey_levels)(raw).mean.flatten(), torch.tensor([-1.0, 0.5, 1.0]))
 
 
 def test_bernoulli_mean():
@@ -131,11 +136,12 @@ def test_bernoulli_mean():
     (lambda: NormalHead(math.inf), "got inf"),
     (lambda: NormalHead("learnt"), "got 'learnt'"),
     (lambda: NormalHead("learned", limits=(1.0, 1.0)), r"limits must be .* got \(1.0, 1.0\)"),
-    (lambda: LogisticHead(1), "levels must be at least 2; got 1"),
-    (lambda: LogisticMixtureHead(1), "levels must be at least 2; got 1"),
+    (lambda: LogisticHead(1), "grey_levels must be at least 2; got 1"),
+    (lambda: LogisticMixtureHead(1), "grey_levels must be at least 2; got 1"),
     (lambda: LogisticMixtureHead(17, 0), "components must be at least 1; got 0"),
-    (lambda: CategoricalHead(1), "levels must be at least 2; got 1"),
+    (lambda: CategoricalHead(1), "grey_levels must be at least 2; got 1"),
+    (lambda: Head()(torch.zeros(1)), r"Head is abstract: define forward\(raw\), which returns a Distribution"),
 ])  # fmt: skip
 def test_refusals(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build()

@@ -1,16 +1,12 @@
+"""Perceptual distance: its formula, its gradients, and untrained features."""
+
 import pytest
 import torch
+from answers import F64
 from torch import nn
 
 from components.encoders import TimmFeatures
 from components.losses import Perceptual, RandomFeatures
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 class Maps(nn.Module):
@@ -26,7 +22,7 @@ def images(n=4, dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def features():
-    return {"random": RandomFeatures(3), "timm": TimmFeatures("resnet10t", layers=(0, 1), size=32)}
+    return {"random": RandomFeatures(3), "timm": TimmFeatures("resnet10t", stages=(0, 1), size=32)}
 
 
 BOTH = pytest.mark.parametrize("kind", ["random", "timm"])
@@ -118,7 +114,7 @@ def test_the_maps_of_random_features():
 def test_random_takes_the_settings_of_both():
     distance = Perceptual.random(2, weights=(1.0, 0.5), widths=(4, 8), seed=3)
     assert distance.features.widths == (4, 8) and distance.weights == (1.0, 0.5)
-    assert torch.equal(distance.features.layers[0].weight, RandomFeatures(2, (4, 8), 3).layers[0].weight)
+    assert torch.equal(distance.features.convolutions[0].weight, RandomFeatures(2, (4, 8), 3).convolutions[0].weight)
 
 
 def test_it_stays_in_eval_mode():
@@ -141,11 +137,11 @@ def test_half_precision_is_compared_in_float32():
     (lambda: Perceptual(Maps(), (1.0, -1.0)), r"weights must be one for each map, and not negative; got \(1.0, -1.0\)"),
     (lambda: Perceptual(Maps(), ()), r"weights must be one for each map, and not negative; got \(\)"),
     (lambda: Perceptual(Maps(), (1.0,))(*images()), "weights must be one for each of 2 maps; got 1"),
-    (lambda: Perceptual(Maps())(images()[0], images(3)[0]), r"x and y must be of one shape; got \(4, 3, 16, 16\) and"),
+    (lambda: Perceptual(Maps())(images()[0], images(3)[0]), r"x and y must have the same shape; got \(4, 3, 16, 16\)"),
     (lambda: Perceptual.random(3)(torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)),
      r"x must be \(B, 3, H, W\); got shape \(2, 1, 8, 8\)"),
-    (lambda: RandomFeatures(3, ()), "widths must name one map at least; got none"),
+    (lambda: RandomFeatures(3, ()), "widths must hold at least one number of channels; got none"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(call, message):
+def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
