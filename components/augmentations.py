@@ -4,37 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 __all__ = ["DiffAugment", "Kind", "horizontal_flip", "random_crop"]
 
 Kind = Literal["color", "translation", "cutout"]
-
-
-def _check_images(x: Tensor) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x must be (B, C, H, W); got shape {tuple(x.shape)}")
-
-
-def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(B, 1, 1, 1) in [0, 1), of x's dtype and device."""
-    return torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device, dtype=x.dtype)
-
-
-def _integers(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """(B, 1, 1, 1) in 0 ... count - 1."""
-    return torch.randint(count, (len(x), 1, 1, 1), generator=generator, device=x.device)
-
-
-def _translated(x: Tensor, down: Tensor, right: Tensor, fill: float = 0.0) -> Tensor:
-    """x moved by whole pixels (B, 1, 1, 1), what comes in from outside being `fill`."""
-    _, channels, height, width = x.shape
-    rows = torch.arange(height, device=x.device).view(1, 1, -1, 1) - down
-    columns = torch.arange(width, device=x.device).view(1, 1, 1, -1) - right
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    moved = x.gather(2, rows.clamp(0, height - 1).expand(-1, channels, -1, width))
-    moved = moved.gather(3, columns.clamp(0, width - 1).expand(-1, channels, height, -1))
-    return torch.where(inside, moved, fill)
 
 
 class DiffAugment(nn.Module):
@@ -47,23 +22,23 @@ class DiffAugment(nn.Module):
         translation  by up to round(s H/8) and round(s W/8) pixels, zeros coming in
         cutout       of a box of round(s H/2) by round(s W/2) pixels, wherever its centre falls in the image, to zero
 
-    For a critic with little data: given to `Critic(augment=...)` it is applied to real and fake alike, and the
-    generator hears through it. Strength 0 is the identity, 1 the paper's. Zhao et al. 2020, arXiv 2006.10738.
+    For a critic with little data: as `Critic(augment=...)` it is applied to real and fake alike, and the generator's
+    gradient passes through it. Strength 0 is the identity, 1 the paper's. Zhao et al. 2020, arXiv 2006.10738.
 
-    Arguments: kinds, applied in this order whatever the order given; strength in [0, 1].
-    Raises ValueError for those, and for x not (B, C, H, W).
+    Arguments:
+        kinds: applied in this order whatever the order given.
+        strength: s in [0, 1].
+    Raises:
+        ValueError: a kind is unknown, or strength is out of range.
     """
 
     def __init__(self, kinds: Sequence[Kind] = ("color", "translation", "cutout"), strength: float = 1.0) -> None:
         super().__init__()
-        if not set(kinds) <= set(get_args(Kind)):
-            raise ValueError(f"kinds must be out of {get_args(Kind)}; got {tuple(kinds)}")
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be in [0, 1]; got {strength}")
+        _check(kinds, strength)
         self.kinds, self.strength = tuple(kinds), strength
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x augmented; the generator, on x's device, makes it repeatable."""
+        """Return x (B, C, H, W) augmented; the generator, on x's device, makes it repeatable. Raises ValueError."""
         _check_images(x)
         if "color" in self.kinds:
             x = self._color(x, generator)
@@ -90,16 +65,20 @@ class DiffAugment(nn.Module):
         # a box of even side has its centre between two pixels: one more place for it
         top = _integers(x, height + 1 - high % 2, generator) - high // 2
         left = _integers(x, width + 1 - wide % 2, generator) - wide // 2
-        rows = torch.arange(height, device=x.device).view(1, 1, -1, 1)
-        columns = torch.arange(width, device=x.device).view(1, 1, 1, -1)
+        rows, columns = _grid(x)
         cut = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
         return x.masked_fill(cut, 0.0)
 
 
 def horizontal_flip(x: Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-    """Each image mirrored left to right with probability p: (B, C, H, W) to the same.
+    """Mirror each image left to right with probability p: (B, C, H, W) to the same.
 
-    Raises ValueError for p outside [0, 1], and for x not (B, C, H, W).
+    Arguments:
+        x: (B, C, H, W).
+        p: in [0, 1].
+        generator: on x's device.
+    Raises:
+        ValueError: x is not (B, C, H, W), or p is out of range.
     """
     _check_images(x)
     if not 0 <= p <= 1:
@@ -108,12 +87,61 @@ def horizontal_flip(x: Tensor, p: float = 0.5, generator: torch.Generator | None
 
 
 def random_crop(x: Tensor, padding: int, fill: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-    """Each image padded by `fill` on all sides, then cut to its size at a random place: (B, C, H, W) to the same.
+    """Pad each image on all sides, then cut it to its size at a random position: (B, C, H, W) to the same.
 
-    That is, moved by up to `padding` pixels each way. Raises ValueError for padding < 0, and for x not (B, C, H, W).
+    That is, move it by up to `padding` pixels each way.
+
+    Arguments:
+        x: (B, C, H, W).
+        padding: pixels on each side, at least 0.
+        fill: value of the padding.
+        generator: on x's device.
+    Raises:
+        ValueError: x is not (B, C, H, W), or padding is negative.
     """
     _check_images(x)
     if padding < 0:
         raise ValueError(f"padding must not be negative; got {padding}")
     down, right = (_integers(x, 2 * padding + 1, generator) - padding for _ in range(2))
     return _translated(x, down, right, fill)
+
+
+def _check(kinds: Sequence[Kind], strength: float) -> None:
+    """Raise ValueError for arguments of DiffAugment that cannot be."""
+    if not set(kinds) <= set(get_args(Kind)):
+        raise ValueError(f"kinds must be out of {get_args(Kind)}; got {tuple(kinds)}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1]; got {strength}")
+
+
+def _check_images(x: Tensor) -> None:
+    """Raise ValueError unless x is (B, C, H, W)."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be (B, C, H, W); got shape {tuple(x.shape)}")
+
+
+def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of x's rows (1, 1, H, 1) and columns (1, 1, 1, W)."""
+    rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+    return rearrange(rows, "h -> 1 1 h 1"), rearrange(columns, "w -> 1 1 1 w")
+
+
+def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw (B, 1, 1, 1) uniform in [0, 1), of x's dtype and device."""
+    return torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _integers(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw (B, 1, 1, 1) uniform in 0 ... count - 1."""
+    return torch.randint(count, (len(x), 1, 1, 1), generator=generator, device=x.device)
+
+
+def _translated(x: Tensor, down: Tensor, right: Tensor, fill: float = 0.0) -> Tensor:
+    """Return x moved by whole pixels (B, 1, 1, 1), what comes in from outside being `fill`."""
+    _, channels, height, width = x.shape
+    rows, columns = _grid(x)
+    rows, columns = rows - down, columns - right
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    moved = x.gather(2, rows.clamp(0, height - 1).expand(-1, channels, -1, width))
+    moved = moved.gather(3, columns.clamp(0, width - 1).expand(-1, channels, height, -1))
+    return torch.where(inside, moved, fill)

@@ -1,6 +1,7 @@
-"""Conditions: class labels, or tokens with a mask; how they are dropped, and how dropping them guides.
+"""Conditions: class labels, or tokens with a mask; how examples lose them, and how networks embed them and time.
 
-The null condition is the label `num_classes`, or cond=None; a network takes both for the same.
+The null condition is the label `num_classes`, or a mask that is False everywhere; cond=None is the null condition of
+all examples.
 """
 
 import math
@@ -11,17 +12,25 @@ from torch import Tensor, nn
 
 __all__ = ["ClassEmbedding", "Condition", "Context", "TimeAndLabel", "TimeEmbedding", "drop", "masked", "sinusoidal"]
 
-
 Condition = Tensor | tuple[Tensor, Tensor | None]
-"""Labels (B,) long, or (tokens (B, L, F), mask (B, L) bool, True where there is a token; None where all are)."""
+"""Labels (B,) int64, or (tokens (B, L, F), mask (B, L) bool, True where there is a token; None where all are)."""
 
 
-def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Condition | None:
-    """Replace each example's condition by the null one with probability p, per example; None stays None.
+def drop(
+    cond: Condition | None, p: float, num_classes: int | None = None, generator: torch.Generator | None = None
+) -> Condition | None:
+    """Replace each example's condition by the null one with probability p; None stays None.
 
-    Arguments: cond, labels (B,) int64, which need num_classes, the null label; or (tokens (B, L, F), mask (B, L) bool,
-    True where there is a token, None where all are), whose mask becomes all False; p in [0, 1].
     Ho & Salimans 2022, 2207.12598, algorithm 1.
+
+    Arguments:
+        cond: labels (B,) int64, which need num_classes; or (tokens (B, L, F), mask (B, L) bool, True where there is a
+            token, None where all are), whose mask becomes all False.
+        p: in [0, 1].
+        num_classes: the null label.
+        generator: on the condition's device; None for torch's own.
+    Raises:
+        ValueError: p is outside [0, 1], labels come without num_classes, or the mask is not (B, L).
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1]; got {p}")
@@ -31,22 +40,25 @@ def drop(cond: Condition | None, p: float, num_classes: int | None = None) -> Co
         tokens, mask = masked(cond)
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"mask must be (B, L) = {tuple(tokens.shape[:2])}; got {tuple(mask.shape)}")
-        return tokens, mask & (torch.rand(len(mask), 1, device=mask.device) >= p)
+        return tokens, mask & (torch.rand(len(mask), 1, device=mask.device, generator=generator) >= p)
     if num_classes is None:
         raise ValueError("labels need num_classes, the null label; got None")
-    return cond.masked_fill(torch.rand(len(cond), device=cond.device) < p, num_classes)
+    return cond.masked_fill(torch.rand(len(cond), device=cond.device, generator=generator) < p, num_classes)
 
 
 def masked(cond: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
-    """Tokens and their mask, which is True everywhere where None was given."""
+    """Return tokens and their mask (B, L) bool, which is True everywhere where None was given."""
     tokens, mask = cond
     return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
 
 
 def sinusoidal(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """cos and sin of scale t omega_k, omega_k = 10000^(-k / (width / 2)): (B,) to (B, width).
+    """Return cos and sin of scale t ω_k, ω_k = 10000^(-k / (width / 2)): (B,) to (B, width).
 
-    `scale` maps t in [0, 1] to the thousand steps of Ho et al. 2020 (arXiv 2006.11239).
+    Arguments:
+        t: (B,).
+        width: even.
+        scale: maps t in [0, 1] to the thousand steps of Ho et al. 2020 (arXiv 2006.11239).
     """
     half = width // 2
     omega = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(10000.0) / half))
@@ -57,8 +69,9 @@ def sinusoidal(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
 class TimeEmbedding(nn.Module):
     """An MLP on sinusoids of t: (B,) or () in [0, 1], of any floating dtype and device, to (B, width).
 
-    The batch size, device and dtype are those of the network, read off `x` and the weights. Raises ValueError for
-    another shape or an integer dtype.
+    Arguments:
+        width: features of the embedding.
+        frequencies: sinusoids of t, rounded down to an even number.
     """
 
     def __init__(self, width: int, frequencies: int = 64) -> None:
@@ -68,6 +81,14 @@ class TimeEmbedding(nn.Module):
         self.last = nn.Linear(width, width)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Return (B, width), with the batch size and device of x and the dtype of the weights.
+
+        Arguments:
+            t: (B,) or () in [0, 1].
+            x: the network's input (B, ...).
+        Raises:
+            ValueError: t has another shape or an integer dtype.
+        """
         if t.ndim and t.shape != x.shape[:1]:
             raise ValueError(f"t must be (B,) or () in [0, 1] with B = {len(x)}; got shape {tuple(t.shape)}")
         if not t.is_floating_point():
@@ -78,11 +99,14 @@ class TimeEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A table of num_classes + 1 rows, the last for the null class: labels (B,) long to (B, width).
+    """A table of num_classes + 1 rows, the last for the null class: labels (B,) int64 to (B, width).
 
     cond=None means the null class for all, so the table is always in the graph (DistributedDataParallel needs every
-    parameter). With num_classes=None there is no table, the result is None, and a cond is refused. Raises ValueError;
-    that labels lie in 0..num_classes is left to the lookup, since checking would wait for the device at each step.
+    parameter). With num_classes=None there is no table, the result is None, and a cond is refused.
+
+    Arguments:
+        num_classes: the number of classes, or None for no labels.
+        width: features of the embedding.
     """
 
     def __init__(self, num_classes: int | None, width: int) -> None:
@@ -91,6 +115,15 @@ class ClassEmbedding(nn.Module):
         self.table = None if num_classes is None else nn.Embedding(num_classes + 1, width)
 
     def forward(self, cond: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return (B, width), or None where there are no classes.
+
+        Arguments:
+            cond: labels (B,) int64 in 0..num_classes, or None. The range is left to the lookup, since checking would
+                wait for the device at each step.
+            x: the network's input (B, ...).
+        Raises:
+            ValueError: cond is not (B,) int64, or the network has no classes.
+        """
         if self.table is None or self.num_classes is None:
             if cond is None:
                 return None
@@ -107,10 +140,15 @@ class ClassEmbedding(nn.Module):
 
 
 class TimeAndLabel(nn.Module):
-    """What adapts every block: SiLU(time + label + style), (B, width).
+    """The embedding that adapts every block: SiLU(time + label + style), (B, width).
 
-    A style (B, width) comes with the time, as the pair (t, style): so it gets here through every backbone, which hands
-    its t on unread. `components.backbones` makes one of a latent.
+    A style (B, width) is passed with the time, as the pair (t, style), so that every backbone passes it on in place of
+    its t. `components.backbones.Stochastic` computes one from a latent.
+
+    Arguments:
+        width: features of the embedding.
+        frequencies: as for TimeEmbedding.
+        num_classes: as for ClassEmbedding.
     """
 
     def __init__(self, width: int, frequencies: int, num_classes: int | None) -> None:
@@ -120,6 +158,13 @@ class TimeAndLabel(nn.Module):
         self.label = ClassEmbedding(num_classes, width)
 
     def forward(self, t: Tensor | tuple[Tensor, Tensor], cond: Tensor | None, x: Tensor) -> Tensor:
+        """Return (B, width).
+
+        Arguments:
+            t: (B,) or () in [0, 1], or (t, style (B, width)).
+            cond: labels (B,) int64, or None for the null class.
+            x: the network's input (B, ...).
+        """
         t, style = t if isinstance(t, tuple) else (t, None)
         embedding, label = self.time(t, x), self.label(cond, x)
         if style is not None:
@@ -130,9 +175,11 @@ class TimeAndLabel(nn.Module):
 class Context(nn.Module):
     """Condition tokens with a learned null token before them: (tokens (B, L, F), mask (B, L)) to (B, 1 + L, F), a mask.
 
-    The null token is seen where no other is: for cond=None, which is the same as a mask of False only. It is always in
-    the graph, as DistributedDataParallel needs. The mask returned is (B, 1 + L) bool, or None where all is seen.
-    Arguments: features F. Raises ValueError for a cond that is no such pair.
+    The null token is visible where no other is: for cond=None, which is the same as a mask of False only. It is always
+    in the graph, as DistributedDataParallel needs.
+
+    Arguments:
+        features: F of a token.
     """
 
     def __init__(self, features: int) -> None:
@@ -141,6 +188,14 @@ class Context(nn.Module):
         self.null = nn.Parameter(torch.randn(features) / math.sqrt(features))
 
     def forward(self, cond: Condition | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, 1 + L, F) and a mask (B, 1 + L) bool, or None where all are visible.
+
+        Arguments:
+            cond: (tokens (B, L, F), mask (B, L) bool or None), or None for the null condition.
+            x: the network's input (B, ...).
+        Raises:
+            ValueError: cond is no such pair.
+        """
         null = self.null.expand(len(x), 1, -1)
         if cond is None:
             return null, None

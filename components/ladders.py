@@ -1,13 +1,15 @@
-"""Learned levels of a hierarchical VAE: a state comes down from the top, features of x come up from the bottom.
+"""Learned levels of a hierarchical VAE: a state from the top down, and features of x from the bottom up.
 
-A level's latent z is drawn given the state h above it; the posterior of z sees h and the features of x at its own
-resolution. The state below is made of h and z. Vahdat & Kautz 2020, 2007.03898; Child 2020, 2011.10650.
+A level's prior p(z|h) depends on the state h above it, its posterior q(z|h, f) on h and on the features f of x at its
+own resolution. The state below is computed from h and z. Vahdat & Kautz 2020, 2007.03898; Child 2020, 2011.10650.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .conditions import ClassEmbedding
@@ -27,16 +29,21 @@ from .layers import (
 
 __all__ = ["BottomUp", "DenseBottomUp", "Ladder", "TopDownLevel", "convolutional_ladder", "dense_ladder"]
 
-# Of log std, squeezed softly, as in encoders.py.
+# Of log std, squeezed softly, as in encoders/residual.py.
 LIMITS = (-10.0, 5.0)
 
 
 class BottomUp(nn.Module):
     """Residual blocks with average pooling: (B, C, H, W) to the features of every resolution, coarsest first.
 
-    Arguments: width times `multipliers`, the channels at each resolution, finest first; `blocks` residual blocks each.
-    Raises ValueError when `shape` is another or a side of it does not halve that often, x is not (B, *shape), or cond
-    does not fit.
+    Arguments:
+        shape: (C, H, W) of x.
+        width: channels, times `multipliers` at each resolution.
+        multipliers: one for each resolution, finest first.
+        blocks: residual blocks at each resolution.
+        num_classes: for labels, which adapt every block; the null class is `num_classes`.
+    Raises:
+        ValueError: `shape` is not (C, H, W), or a side of it does not halve that often.
     """
 
     def __init__(
@@ -60,12 +67,19 @@ class BottomUp(nn.Module):
         )
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, ...]:
-        """((B, width m, h, w), ...), coarsest first; cond (B,) long or None."""
+        """Return the features ((B, width m, h, w), ...), coarsest first.
+
+        Arguments:
+            x: (B, C, H, W).
+            cond: labels (B,) int64, or None for the null class.
+        Raises:
+            ValueError: x is not (B, *shape), or cond does not fit.
+        """
         check_event("x", x, self.shape)
         embedding = self.label(cond, x)
         h, features = self.first(x), []
         for i, level in enumerate(self.levels):
-            h = level(nn.functional.avg_pool2d(h, 2) if i else h, embedding)
+            h = level(F.avg_pool2d(h, 2) if i else h, embedding)
             features.append(h)
         return tuple(reversed(features))
 
@@ -73,7 +87,11 @@ class BottomUp(nn.Module):
 class DenseBottomUp(nn.Module):
     """A residual MLP: (B, features) to `levels` features (B, width), those of the deepest block first.
 
-    Raises ValueError when x is not (B, features), or cond does not fit.
+    Arguments:
+        features: of x.
+        width: of each feature and block.
+        levels: the number of residual blocks.
+        num_classes: as for BottomUp.
     """
 
     def __init__(self, features: int, width: int, levels: int, num_classes: int | None = None) -> None:
@@ -84,7 +102,7 @@ class DenseBottomUp(nn.Module):
         self.blocks = nn.ModuleList(DenseBlock(width, None if num_classes is None else width) for _ in range(levels))
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, ...]:
-        """((B, width), ...); cond (B,) long or None."""
+        """Return ((B, width), ...) of x (B, features); cond and errors as for BottomUp."""
         check_event("x", x, (self.features,))
         embedding = self.label(cond, x)
         h, features = self.first(x), []
@@ -98,9 +116,15 @@ class TopDownLevel(nn.Module):
     """p(z|h) and q(z|h, f) as diagonal Gaussians, and the state below, body(h + project(z)).
 
     h is the state above, (B, C, ...), and at the top a learned constant; f = x[place], this level's features of x.
-    Arguments: prior, a network of h; posterior, of h and f side by side; each to means and log stds of z; project, of
-    z to the channels of h; body; place; start, the shape of h, at the top only; num_classes, for labels, which the top
-    adds to h, so that every level hears of them.
+
+    Arguments:
+        prior: a network of h to means and log stds of z.
+        posterior: a network of h and f, concatenated along channels, to means and log stds of z.
+        project: a network of z to the channels of h.
+        body: a network of h + project(z) to the state below.
+        place: index of this level's features in what the encoder returns.
+        start: the shape of h, at the top only.
+        num_classes: for labels, whose embedding the top adds to h, from where it reaches every level.
     """
 
     def __init__(
@@ -120,19 +144,34 @@ class TopDownLevel(nn.Module):
         self.label = None if start is None else ClassEmbedding(num_classes, start[0])
 
     def _state(self, above: Tensor | None, cond: Tensor | None) -> Tensor:
+        """Return h: the state above, or at the top the start with the label's embedding added."""
         if above is not None:
             return above
         if self.start is None or self.label is None:
             raise ValueError("above must be the state of the level above, since this level has no start; got None")
         row = self.label(cond, self.start if cond is None else cond)
-        return self.start if row is None else self.start + row.view(*row.shape, *[1] * (self.start.ndim - 2))
+        if row is None:
+            return self.start
+        return self.start + rearrange(row, "b c -> b c" + " 1" * (self.start.ndim - 2))
 
     def prior(self, above: Tensor | None, cond: Tensor | None = None) -> Normal:
-        """p(z|h)."""
+        """Return p(z|h), whose batch is 1 at the top without cond.
+
+        Arguments:
+            above: h (B, C, ...), or None at the top.
+            cond: labels (B,) int64, or None for the null class.
+        """
         return self.head(self.to_prior(self._state(above, cond)))
 
     def posterior(self, above: Tensor | None, x: Sequence[Tensor], cond: Tensor | None = None) -> Normal:
-        """q(z|h, x). Raises ValueError where x[place] has not the sides of h."""
+        """Return q(z|h, f).
+
+        Arguments:
+            above, cond: as `prior`.
+            x: the features of every level, as the encoder returns them.
+        Raises:
+            ValueError: x[place] has not the sides of h.
+        """
         features, h = x[self.place], self._state(above, cond)
         if features.ndim != h.ndim or features.shape[2:] != h.shape[2:]:
             expected = ", ".join(["B", "C", *map(str, h.shape[2:])])
@@ -143,13 +182,13 @@ class TopDownLevel(nn.Module):
         return self.head(self.to_posterior(torch.cat([h.expand(len(features), *h.shape[1:]), features], dim=1)))
 
     def below(self, above: Tensor | None, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The state for the next level, or for the decoder."""
+        """Return the state for the next level, or for the decoder, of z (B, c, ...); above and cond as `prior`."""
         return self.body(self._state(above, cond) + self.project(z))
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Of a hierarchical VAE all but the last decoder: encoder, levels from the top, shape of the lowest state."""
+    """A hierarchical VAE but for its last decoder: encoder, levels from the top, shape of the lowest state."""
 
     encoder: nn.Module
     levels: list[TopDownLevel]
@@ -164,11 +203,20 @@ def convolutional_ladder(
     blocks: int = 1,
     num_classes: int | None = None,
 ) -> Ladder:
-    """Levels for images, each of twice the resolution of the one above, with `latent` channels of z.
+    """Return levels for images, each of twice the resolution of the one above.
 
     The top is at 4 × 4, or lower if so many levels lead there; the lowest state may be coarser than the image, for a
     ResidualDecoder to double on. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
-    Raises ValueError for another `shape`, and where its sides do not halve that often.
+
+    Arguments:
+        shape: (C, H, W) of x.
+        levels: the number of levels, at least 1.
+        latent: channels of each z.
+        width: channels at the finest resolution; 2 and then 4 times as many at coarser ones.
+        blocks: residual blocks at each resolution.
+        num_classes: for labels; the null class is `num_classes`.
+    Raises:
+        ValueError: `shape` is not (C, H, W), its sides do not halve that often, or levels is below 1.
     """
     check_image_shape(shape, "dense_ladder")
     if levels < 1:
@@ -212,7 +260,14 @@ def convolutional_ladder(
 def dense_ladder(
     features: int, levels: int = 2, latent: int = 2, width: int = 256, num_classes: int | None = None
 ) -> Ladder:
-    """Levels for vectors, with `latent` dimensions of z and a state (B, width); every prior starts close to N(0, I)."""
+    """Return levels for vectors, with a state (B, width); every prior starts close to N(0, I).
+
+    Arguments:
+        features: of x.
+        levels, latent, width, num_classes: as for convolutional_ladder.
+    Raises:
+        ValueError: levels is below 1.
+    """
     if levels < 1:
         raise ValueError(f"levels must be at least 1; got {levels}")
     rungs = [

@@ -1,4 +1,4 @@
-"""Building blocks that the networks share: normalization, embeddings, residual blocks, attention."""
+"""Building blocks that the networks share: normalization, embeddings, residual blocks, attention, hidden features."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .precision import wide
@@ -14,7 +15,9 @@ __all__ = [
     "SLOPE",
     "Attention",
     "DenseBlock",
+    "Features",
     "FourierFeatures",
+    "HiddenFeatures",
     "ResidualBlock",
     "ResidualLevel",
     "SelfAttention",
@@ -23,51 +26,105 @@ __all__ = [
     "check_event",
     "check_image_shape",
     "check_images",
+    "check_patch",
     "convolution",
     "group_norm",
+    "heads_of",
     "positions",
     "pyramid",
     "soft_clamp",
     "zeroed",
 ]
 
+SLOPE = 0.2  # of LeakyReLU, as in Isola et al. 2016 (arXiv 1611.07004) and Karras et al. 2020 (arXiv 1912.04958)
+
+Features = dict[str, Tensor]
+"""Outputs of hidden layers, each (B, ...), by the layer's name."""
+
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
+Output = TypeVar("Output")
+
+
+class HiddenFeatures:
+    """The outputs of a network's hidden layers that one forward was called for.
+
+    A network states `layers`, the names of its hidden layers in the order of its forward. Its forward passes each
+    hidden layer's output through `record`, which returns it as it is, and returns `beside(output)`:
+
+        features = HiddenFeatures(self.layers, hidden)
+        for name, block in zip(self.layers, self.blocks):
+            h = features.record(name, block(h))
+        return features.beside(self.last(h))
+
+    Arguments:
+        layers: the names there are.
+        hidden: the names wanted, () for none.
+    Raises:
+        ValueError: a name is not among `layers`.
+    """
+
+    def __init__(self, layers: Sequence[str], hidden: Sequence[str]) -> None:
+        if not set(hidden) <= set(layers):
+            raise ValueError(f"hidden must be a sequence of names out of {tuple(layers)}; got {hidden!r}")
+        self.hidden = hidden
+        self.features: Features = {}
+
+    def record(self, name: str, h: Tensor) -> Tensor:
+        """Return h, the output of the layer `name`, and store it where it is wanted."""
+        if name in self.hidden:
+            self.features[name] = h
+        return h
+
+    def beside(self, output: Output) -> Output | tuple[Output, Features]:
+        """Return the output alone where no features are wanted, else (output, features)."""
+        return (output, self.features) if self.hidden else output
 
 
 def check_event(name: str, x: Tensor, event: Sequence[int]) -> None:
-    """Raises ValueError unless `x` is (B, *event)."""
+    """Raise ValueError unless `x` is (B, *event)."""
     if tuple(x.shape[1:]) != tuple(event) or x.ndim == 0:
         expected = ", ".join(["B", *map(str, event)])
         raise ValueError(f"{name} must be ({expected}); got shape {tuple(x.shape)}")
 
 
 def check_image_shape(shape: Sequence[int], instead: str) -> None:
-    """Raises ValueError, naming a network to use instead, unless `shape`, of an event, is (C, H, W)."""
+    """Raise ValueError, with the name of a network to use instead, unless `shape`, of an event, is (C, H, W)."""
     if len(shape) != 3:
         raise ValueError(f"shape must be (C, H, W); got {tuple(shape)}: for points use {instead}")
 
 
 def check_images(x: Tensor, channels: int) -> None:
-    """Raises ValueError unless `x` is (B, channels, H, W)."""
+    """Raise ValueError unless `x` is (B, channels, H, W)."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"x must be (B, {channels}, H, W); got shape {tuple(x.shape)}")
 
 
+def check_patch(shape: Sequence[int], patch: int) -> None:
+    """Raise ValueError unless `patch`, the side of a patch, divides the sides of `shape`, (C, ...)."""
+    if patch < 1 or any(side % patch for side in shape[1:]):
+        raise ValueError(f"patch must divide the sides of shape {tuple(shape)}; got {patch}")
+
+
 def convolution(inputs: int, outputs: int, kernel: int, dims: int = 2) -> nn.Conv1d | nn.Conv2d:
-    """A convolution that keeps the sides: on sequences (B, C, L) for dims = 1, on images for 2; its kernel is odd."""
+    """Return a convolution, of an odd kernel, that keeps the sides of sequences (dims = 1) or of images (dims = 2)."""
     return (nn.Conv1d if dims == 1 else nn.Conv2d)(inputs, outputs, kernel, padding=kernel // 2)
 
 
 def pyramid(
     shape: tuple[int, ...], multipliers: Sequence[int] | None = None, to: tuple[int, ...] | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Width multipliers, finest resolution first, and the coarsest resolution that halving between them reaches.
+    """Return width multipliers, finest resolution first, and the sides of the coarsest resolution.
 
-    `shape` is (C, H, W) or (C, L), `to` its sides at the end. Without `multipliers` they are 1, 2, 4, 4, ...: as many
-    as lead from `shape` to `to`, or, without `to`, as long as all sides are even and stay at least 4 (so powers of two
-    end at 4x4).
+    Each resolution has half the sides of the one before.
 
-    Raises ValueError when a side of `shape` does not divide by the down-sampling factor or does not lead to `to`.
+    Arguments:
+        shape: (C, H, W) or (C, L).
+        multipliers: the widths at each resolution, as multiples. By default 1, 2, 4, 4, ...: as many as lead from
+            `shape` to `to`, or, without `to`, as long as all sides are even and stay at least 4 (powers of two end at
+            4x4).
+        to: the sides at the end, (H, W) or (L,).
+    Raises:
+        ValueError: a side of `shape` does not divide by the down-sampling factor, or does not lead to `to`.
     """
     sides = tuple(shape[1:])
     if to is not None:
@@ -98,7 +155,7 @@ def pyramid(
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalization with at most 32 groups of at least 4 channels (Karras et al. 2022, arXiv 2206.00364).
+    """Return group normalization with at most 32 groups of at least 4 channels (Karras et al. 2022, arXiv 2206.00364).
 
     The groups are the most that divide `channels`. Groups of one channel would erase the channel's mean.
     """
@@ -106,8 +163,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def heads_of(channels: int) -> int:
+    """Return the fewest attention heads that divide `channels` into at most 64 each."""
+    return next(h for h in range(-(-channels // 64), channels + 1) if channels % h == 0)
+
+
 def zeroed(layer: Layer) -> Layer:
-    """The layer with weight and bias set to zero."""
+    """Return the layer with weight and bias set to zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -115,20 +177,25 @@ def zeroed(layer: Layer) -> Layer:
 
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
-    """`x` squeezed smoothly into [low, high]: low + softplus(x - low) - softplus(x - high), in float32 or wider.
+    """Return `x` squeezed smoothly into [low, high], in float32 or wider.
 
-    Close to the identity well inside; outside its gradient fades but, unlike a hard clamp's, does not vanish at once
-    (Chua et al. 2018, arXiv 1805.12114, appendix A.1).
+        low + softplus(x - low) - softplus(x - high)
+
+    Well inside it is close to the identity. Outside, its gradient fades but, unlike a hard clamp's, does not vanish at
+    once (Chua et al. 2018, arXiv 1805.12114, appendix A.1).
     """
     x = wide(x)
     return low + F.softplus(x - low) - F.softplus(x - high)
 
 
 class FourierFeatures(nn.Module):
-    """x with sin(pi 2^k x) and cos(pi 2^k x) for each octave k appended: (B, C, ...) to (B, C (1 + 2 n), ...).
+    """x with sin(π 2^k x) and cos(π 2^k x) for each octave k appended: (B, C, ...) to (B, C (1 + 2 n), ...).
 
-    Fine detail that a smooth network would not see otherwise (Kingma et al. 2021, arXiv 2107.00630, appendix C).
-    `factor` is 1 + 2 n for n octaves; channels are ordered x, then sin by octave, then cos by octave.
+    They let a smooth network resolve fine detail (Kingma et al. 2021, arXiv 2107.00630, appendix C). Channels are
+    ordered x, then sin by octave, then cos by octave; `factor` is 1 + 2 n for n octaves.
+
+    Arguments:
+        octaves: the k; None or () for none.
     """
 
     def __init__(self, octaves: Sequence[int] | None = None) -> None:
@@ -137,6 +204,7 @@ class FourierFeatures(nn.Module):
         self.factor = 1 + 2 * len(self.octaves)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x (B, C, ...) with its features appended, (B, C factor, ...)."""
         if not self.octaves:
             return x
         # float32 at least: high octaves of bf16 numbers are noise
@@ -146,11 +214,17 @@ class FourierFeatures(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), 3x3: (B, inputs, H, W) to (B, outputs, H, W); dims = 1: on (B, C, L).
+    """A residual block of 3x3 convolutions, x + conv(SiLU(norm(conv(SiLU(norm(x)))))).
 
-    With `embedding` given, the second norm's output is scaled by 1 + s and shifted by b, both linear in the embedding
-    (B, embedding), which comes already activated (Dhariwal and Nichol 2021, arXiv 2105.05233). The last convolution
-    starts at zero (Ho et al. 2020, arXiv 2006.11239).
+    Maps (B, inputs, H, W) to (B, outputs, H, W), or (B, inputs, L) to (B, outputs, L). With an embedding, the second
+    norm's output is scaled by 1 + s and shifted by b, both linear in the embedding (Dhariwal and Nichol 2021, arXiv
+    2105.05233). The last convolution starts at zero (Ho et al. 2020, arXiv 2006.11239).
+
+    Arguments:
+        inputs, outputs: channels.
+        embedding: features of the embedding, or None for none.
+        dropout: probability in [0, 1), before the last convolution.
+        dims: 2 for images, 1 for sequences.
     """
 
     def __init__(
@@ -163,11 +237,13 @@ class ResidualBlock(nn.Module):
         self.adapt = None if embedding is None else nn.Linear(embedding, 2 * outputs)
         self.skip = nn.Identity() if inputs == outputs else convolution(inputs, outputs, 1, dims)
         self.dropout = dropout
+        self.broadcast = "b c -> b c" + " 1" * dims
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Return (B, outputs, ...) of x (B, inputs, ...) and the embedding (B, embedding), already activated."""
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.adapt is not None:
-            scale, shift = self.adapt(embedding).unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)
+            scale, shift = rearrange(self.adapt(embedding), self.broadcast).chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         h = F.silu(h)
         if self.dropout:
@@ -184,6 +260,7 @@ class ResidualLevel(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(a, b, embedding) for a, b in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Return (B, outputs, H, W) of x (B, inputs, H, W) and the embedding as ResidualBlock takes it."""
         for block in self.blocks:
             x = block(x, embedding)
         return x
@@ -200,6 +277,7 @@ class DenseBlock(nn.Module):
         self.adapt = None if embedding is None else nn.Linear(embedding, 2 * width)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Return (B, width) of x (B, width) and the embedding (B, embedding), already activated."""
         h = self.first(self.norm(x))
         if self.adapt is not None:
             scale, shift = self.adapt(embedding).chunk(2, dim=1)
@@ -211,21 +289,22 @@ class SelfAttention(nn.Module):
     """x + projection(attention(norm(x))) over all positions: (B, C, H, W), or (B, C, L) for dims = 1, to the same.
 
     The projection starts at zero; heads have at most 64 channels. torch chooses the kernel by device and dtype, and
-    fused ones may refuse double backward: no place for it in a critic with R1.
+    fused ones may refuse double backward: do not use it in a critic with R1.
     """
 
     def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
-        self.heads = next(h for h in range(-(-channels // 64), channels + 1) if channels % h == 0)
+        self.heads = heads_of(channels)
         self.norm = group_norm(channels)
         self.qkv = convolution(channels, 3 * channels, 1, dims)
         self.projection = zeroed(convolution(channels, channels, 1, dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c = x.shape[:2]
-        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, -1).transpose(3, 4).unbind(1)
+        """Return (B, C, ...) like x."""
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three h c) ... -> three b h (...) c", three=3, h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.projection(out.transpose(2, 3).reshape(x.shape))
+        return x + self.projection(rearrange(out, "b h n c -> b (h c) n").reshape(x.shape))
 
 
 class Upsample(nn.Module):
@@ -236,16 +315,23 @@ class Upsample(nn.Module):
         self.conv = convolution(channels, channels, 3, dims)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x with twice the sides."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Attention(nn.Module):
-    """Multi-head attention softmax(q kᵀ / sqrt d) v, then a projection: (B, N, width) to the same.
+    """Multi-head attention softmax(q kᵀ / √d) v, then a projection: (B, N, width) to the same.
 
-    q is of x; k and v are of x, too, or of `context` (B, M, features), where its mask (B, M) is True. The kernel is
-    chosen by torch, and fused ones may refuse double backward: no place for it in a critic with R1.
-    Arguments: heads, a divisor of width; context, its features, or None for self-attention; zero, to start the
-    projection at zero. Raises ValueError for other heads.
+    q is linear in x; k and v are linear in x, too, or in a context. torch chooses the kernel, and fused ones may refuse
+    double backward: do not use it in a critic with R1.
+
+    Arguments:
+        width: features of x.
+        heads: a divisor of width.
+        context: features of the context, or None for self-attention.
+        zero: start the projection at zero.
+    Raises:
+        ValueError: heads does not divide width.
     """
 
     def __init__(self, width: int, heads: int, context: int | None = None, zero: bool = False) -> None:
@@ -260,21 +346,33 @@ class Attention(nn.Module):
             zeroed(self.projection)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        q = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """Return (B, N, width).
+
+        Arguments:
+            x: (B, N, width).
+            context: (B, M, context), or None for x itself.
+            mask: (B, M) bool, True where there is a token, or None where all are.
+        """
+        q = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads)
         keys = self.key_value(x if context is None else context)
-        k, v = keys.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
-        return self.projection(out.transpose(1, 2).flatten(2))
+        k, v = rearrange(keys, "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        visible = None if mask is None else rearrange(mask, "b m -> b 1 1 m")
+        out = F.scaled_dot_product_attention(q, k, v, visible)
+        return self.projection(rearrange(out, "b h n d -> b n (h d)"))
 
 
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention where there is a context, and an MLP, each added to x: (B, N, width) to the same.
 
-    With `embedding` features, adaLN-zero (Peebles and Xie 2022, arXiv 2212.09748, section 3.2): the norms before
-    attention and MLP have no weights of their own; scale, shift and the gate of what is added are linear in the
-    embedding (B, embedding), which comes already activated, and start at 0, so the block starts as the identity.
-    Without, a plain pre-norm block. Cross-attention, whose projection starts at zero, is added between the two as in
-    Chen et al. 2023 (arXiv 2310.00426). The MLP is 4 times as wide, with GELU.
+    With an embedding, adaLN-zero (Peebles and Xie 2022, arXiv 2212.09748, section 3.2): the norms before attention and
+    MLP have no weights of their own; scale, shift and the gate of what is added are linear in the embedding and start
+    at 0, so the block starts as the identity. Without, a plain pre-norm block. Cross-attention, whose projection starts
+    at zero, is added between the two as in Chen et al. 2023 (arXiv 2310.00426). The MLP is 4 times as wide, with GELU.
+
+    Arguments:
+        width, heads: as for Attention.
+        embedding: features of the embedding, or None for none.
+        context: features of the context, or None for none.
     """
 
     def __init__(self, width: int, heads: int, embedding: int | None = None, context: int | None = None) -> None:
@@ -294,6 +392,13 @@ class TransformerBlock(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
+        """Return (B, N, width).
+
+        Arguments:
+            x: (B, N, width).
+            embedding: (B, embedding), already activated.
+            context, mask: (B, M, context) and (B, M) bool as for Attention.
+        """
         if self.adapt is None:
             x = x + self.attention(self.norm1(x))
         else:
@@ -307,18 +412,18 @@ class TransformerBlock(nn.Module):
 
 
 def positions(width: int, *sides: int) -> Tensor:
-    """Fixed sinusoids of the place on a grid: (Π sides, width), each side having its share of the features.
+    """Return fixed sinusoids of the positions on a grid: (Π sides, width), each side having its share of the features.
 
-    cos and sin of place · 10000^(-k / n), k = 0 ... n - 1, n = width / (2 · number of sides) (Vaswani et al. 2017,
-    arXiv 1706.03762, section 3.5). Raises ValueError unless 2 · number of sides divides width.
+    cos and sin of position · 10000^(-k / n), k = 0 ... n - 1, n = width / (2 · number of sides) (Vaswani et al. 2017,
+    arXiv 1706.03762, section 3.5).
+
+    Raises:
+        ValueError: 2 · number of sides does not divide width.
     """
     if width % (2 * len(sides)):
         raise ValueError(f"width must be divisible by {2 * len(sides)}; got {width}")
     frequencies = width // (2 * len(sides))
     omega = 10000.0 ** (-torch.arange(frequencies) / frequencies)
     grid = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in sides), indexing="ij")
-    angle = torch.cat([place.reshape(-1, 1) * omega for place in grid], dim=1)
+    angle = torch.cat([rearrange(position, "... -> (...) 1") * omega for position in grid], dim=1)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-SLOPE = 0.2  # of LeakyReLU, as in Isola et al. 2016 (arXiv 1611.07004) and Karras et al. 2020 (arXiv 1912.04958)

@@ -13,21 +13,53 @@ __all__ = ["Captioned", "CharacterEncoder", "HuggingFaceText", "digit_names"]
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def digit_names(classes: int) -> list[str]:
-    """The labels 0, 1, …, classes - 1 in words, digit by digit: "seven", or of 1000 "zero four two"."""
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1; got {classes}")
-    digits = len(str(classes - 1))
-    return [" ".join(WORDS[int(digit)] for digit in f"{label:0{digits}d}") for label in range(classes)]
+class Captioned(nn.Module):
+    """Labels as text: each label's caption, encoded: (B,) int64 to (tokens (B, L, F), mask (B, L) bool).
+
+    Arguments:
+        captions: one for each label, in order.
+        encoder: with `features`, `tokenize` and a forward as `CharacterEncoder`.
+    Raises:
+        ValueError: there are no captions, or two of them have the same codes.
+    """
+
+    codes: Tensor
+    mask: Tensor
+
+    def __init__(self, captions: Sequence[str], encoder: nn.Module) -> None:
+        super().__init__()
+        if not captions:
+            raise ValueError("captions must be one for each label; got none")
+        self.captions, self.encoder = tuple(captions), encoder
+        self.features = int(encoder.features)  # type: ignore[arg-type]
+        codes, mask = encoder.tokenize(captions)  # type: ignore[operator]
+        self.num_classes = len(captions)
+        if len(codes.unique(dim=0)) < len(set(captions)):
+            raise ValueError(
+                f"captions must differ within the encoder's length; got {captions}, some cut to the same codes"
+            )
+        self.register_buffer("codes", codes)
+        self.register_buffer("mask", mask)
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (tokens, mask) of labels (B,) int64; raises ValueError for others."""
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise ValueError(f"labels must be (B,) of dtype int64; got {tuple(labels.shape)} of {labels.dtype}")
+        return self.encoder(self.codes[labels], self.mask[labels])
 
 
 class CharacterEncoder(nn.Module):
-    """A small transformer on characters: text to tokens (B, length, features), one a character, and their mask.
+    """A small transformer on characters: text to tokens (B, L, F), one for each character, and their mask.
 
-    A toy that learns with what it conditions: it needs no download and knows no language. A character is its code
-    point up to 126, any other the code 127; what is longer than `length` is cut. Places without a character are seen by
-    nobody.
-    Arguments: features F, even and a multiple of heads; length L; depth, transformer blocks.
+    It is trained together with the network that it conditions; it needs no download and has learned no language before.
+    A character is its code point up to 126, any other the code 127; what is longer than `length` is cut. Attention
+    masks positions without a character.
+
+    Arguments:
+        features: F, even and a multiple of heads.
+        length: L.
+        depth: the number of transformer blocks.
+        heads: attention heads.
     """
 
     places: Tensor
@@ -48,32 +80,37 @@ class CharacterEncoder(nn.Module):
         self.norm = nn.LayerNorm(features)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts to (codes (B, L) int64, mask (B, L) bool, True where there is a character)."""
+        """Return (codes (B, L) int64, mask (B, L) bool, True where there is a character) of B texts."""
         codes = torch.zeros(len(texts), self.length, dtype=torch.int64)
         for row, text in zip(codes, texts):
-            known = [min(ord(character), 127) for character in text[: self.length]]
-            row[: len(known)] = torch.tensor(known, dtype=torch.int64)
+            points = [min(ord(character), 127) for character in text[: self.length]]
+            row[: len(points)] = torch.tensor(points, dtype=torch.int64)
         return codes, codes > 0
 
     def forward(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens (B, L, F), mask) of what `tokenize` gave."""
+        """Return (tokens (B, L, F), mask) of what `tokenize` returned; raises ValueError for other codes."""
         check_event("codes", codes, (self.length,))
         h = self.characters(codes) + self.places
         # An empty text would attend to nothing, which is NaN.
-        seen = mask | ~mask.any(1, keepdim=True)
+        visible = mask | ~mask.any(1, keepdim=True)
         for norm, attention, mlp in zip(self.norms, self.attentions, self.mlps):
-            h = h + attention(norm(h), mask=seen)
+            h = h + attention(norm(h), mask=visible)
             h = h + mlp(h)
         return self.norm(h), mask
 
 
 class HuggingFaceText(nn.Module):
-    """A text encoder of the hub, frozen: text to the last hidden states (B, length, F) and their mask.
+    """A text encoder of the hub, frozen: text to the last hidden states (B, L, F) and their mask.
 
-    Arguments: name, such as "openai/clip-vit-base-patch32" or "google-t5/t5-small"; length L, to which texts are cut
-    and padded; options, handed to `from_pretrained`. Of a model with two towers the text's is taken, of an encoder and
-    decoder the encoder. Its weights are saved with the model that uses it.
-    Raises ValueError where transformers is not installed.
+    Of a model with two towers the text's is taken, of an encoder and decoder the encoder. Its weights are saved with
+    the model that uses it.
+
+    Arguments:
+        name: such as "openai/clip-vit-base-patch32" or "google-t5/t5-small".
+        length: L, to which texts are cut and padded.
+        options: passed to `from_pretrained`.
+    Raises:
+        ValueError: transformers is not installed.
     """
 
     def __init__(self, name: str, length: int = 77, **options: Any) -> None:
@@ -97,47 +134,25 @@ class HuggingFaceText(nn.Module):
         self.length = length
 
     def train(self, mode: bool = True) -> "HuggingFaceText":
-        """Nothing: it stays in eval mode."""
+        """Do nothing: it stays in eval mode."""
         return super().train(False)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts to (codes (B, L) int64, mask (B, L) bool)."""
-        found = self.tokenizer(
+        """Return (codes (B, L) int64, mask (B, L) bool) of B texts."""
+        tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
-        return found["input_ids"], found["attention_mask"].bool()
+        return tokens["input_ids"], tokens["attention_mask"].bool()
 
     @torch.no_grad()
     def forward(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens (B, L, F), mask) of what `tokenize` gave."""
+        """Return (tokens (B, L, F), mask) of what `tokenize` returned."""
         return self.model(input_ids=codes, attention_mask=mask.long()).last_hidden_state, mask
 
 
-class Captioned(nn.Module):
-    """Labels as text: each label's caption, encoded: (B,) long to (tokens (B, L, F), mask (B, L) bool).
-
-    Arguments: captions, one a label, in order; encoder, with `tokenize` and a forward as `CharacterEncoder`.
-    Raises ValueError for no captions, and for labels that are none.
-    """
-
-    codes: Tensor
-    mask: Tensor
-
-    def __init__(self, captions: Sequence[str], encoder: nn.Module) -> None:
-        super().__init__()
-        if not captions:
-            raise ValueError("captions must be one a label; got none")
-        self.captions, self.encoder = tuple(captions), encoder
-        self.features = int(encoder.features)  # type: ignore[arg-type]
-        codes, mask = encoder.tokenize(captions)  # type: ignore[operator]
-        self.num_classes = len(captions)
-        if len(codes.unique(dim=0)) < len(set(captions)):
-            raise ValueError(f"captions must differ in what the encoder sees of them; got {captions}, cut alike")
-        self.register_buffer("codes", codes)
-        self.register_buffer("mask", mask)
-
-    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens, mask) of labels (B,)."""
-        if labels.ndim != 1 or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be (B,) of dtype int64; got {tuple(labels.shape)} of {labels.dtype}")
-        return self.encoder(self.codes[labels], self.mask[labels])
+def digit_names(classes: int) -> list[str]:
+    """Return the labels 0, 1, …, classes - 1 in words, digit by digit: "seven", or of 1000 classes "zero four two"."""
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1; got {classes}")
+    digits = len(str(classes - 1))
+    return [" ".join(WORDS[int(digit)] for digit in f"{label:0{digits}d}") for label in range(classes)]

@@ -1,6 +1,6 @@
 """The critic: a discriminator, a pair of losses, and its penalties."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -27,10 +27,10 @@ PAIRS = {pair.name: pair for pair in (minimax, non_saturating, least_squares, wa
 
 
 class Critic(nn.Module):
-    """A discriminator that tells real from fake, and what the generator hears from it.
+    """A discriminator of real and fake, with the objectives of both sides and its penalties.
 
     Arguments:
-        discriminator: (x, **given) → logits (B,) or patches.
+        discriminator: (x, **given) → logits (B,) or patches; with hidden=names → (logits, features by name).
         pair: the losses of both sides, from `components.losses`, or the name of one there.
         r1, r2: γ of the zero-centred penalties γ/2 ‖∇D‖² on real and on fake, in units of (data scale)²; 0 is none.
         gp: λ of the gradient penalty between real and fake, 10 with the wasserstein pair; 0 is none.
@@ -38,7 +38,8 @@ class Critic(nn.Module):
             Relativistic pairs want 1: lazily they fail on stacked digits (Huang 2024, 2501.05441).
         augment: a differentiable function applied to real and fake alike (Zhao 2020, 2006.10738); the penalties
             differentiate through it.
-    Raises ValueError for a pair of no known name, for negative penalties and for lazy below 1.
+    Raises:
+        ValueError: the pair's name is unknown, a penalty is negative, or lazy is below 1.
     """
 
     def __init__(
@@ -52,27 +53,33 @@ class Critic(nn.Module):
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if r1 < 0 or r2 < 0:
-            raise ValueError(f"r1 and r2 must not be negative; got {r1} and {r2}")
-        if gp < 0:
-            raise ValueError(f"gp must not be negative; got {gp}")
-        if lazy < 1:
-            raise ValueError(f"lazy must be at least 1; got {lazy}")
-        if isinstance(pair, str) and pair not in PAIRS:
-            raise ValueError(f"pair must be one of {', '.join(PAIRS)}; got {pair!r}")
+        _check(pair, r1, r2, lazy, gp)
         self.discriminator, self.augment = discriminator, augment
         self.pair = PAIRS[pair] if isinstance(pair, str) else pair
         self.r1, self.r2, self.gp, self.lazy = r1, r2, gp, lazy
 
-    def forward(self, x: Tensor, **given: Tensor) -> Tensor:
-        """The logits of x, augmented if the critic augments."""
-        return self.discriminator(self.augment(x) if self.augment else x, **given)
+    def forward(
+        self, x: Tensor, hidden: Sequence[str] = (), **given: Tensor
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of x, augmented if the critic augments; with `hidden`, (logits, features by name).
+
+        Arguments:
+            x: (B, *event).
+            hidden: names out of `discriminator.layers`.
+            given: what the discriminator takes besides x (t, cond, given).
+        """
+        x = self.augment(x) if self.augment else x
+        return self.discriminator(x, hidden=hidden, **given) if hidden else self.discriminator(x, **given)
 
     def tell(self, real: Tensor, fake: Tensor, step: int | None = None, **given: Tensor) -> Terms:
-        """The critic's objective: terms adversarial, r1, r2, gp, and the measurements logits/real and logits/fake.
+        """Return the critic's objective: terms adversarial, r1, r2, gp, and measurements logits/real and logits/fake.
 
-        Arguments: real and fake (B, *event), both detached here; step, needed for lazy penalties; given, what the
-        discriminator takes besides x (t, cond, given).
+        Arguments:
+            real, fake: (B, *event), both detached here.
+            step: needed for lazy penalties.
+            given: what the discriminator takes besides x (t, cond, given).
+        Raises:
+            ValueError: penalties are lazy and step is missing.
         """
         if self.lazy > 1 and step is None:
             raise ValueError(f"a critic with lazy={self.lazy} penalties needs tell(..., step=step)")
@@ -99,9 +106,14 @@ class Critic(nn.Module):
         )
 
     def fool(self, fake: Tensor, real: Tensor | None = None, **given: Tensor) -> Terms:
-        """The generator's objective: the term adversarial.
+        """Return the generator's objective: the term adversarial.
 
-        Arguments: fake (B, *event), not detached; real, needed by relativistic pairs; given, as in `tell`.
+        Arguments:
+            fake: (B, *event), not detached.
+            real: (B, *event), needed by relativistic pairs.
+            given: as in `tell`.
+        Raises:
+            ValueError: the pair is relativistic and real is missing.
         """
         if not self.pair.relativistic:
             return Terms(adversarial=self.pair.generator(self(fake, **given)))
@@ -111,7 +123,19 @@ class Critic(nn.Module):
 
 
 def check_critic(critic: nn.Module) -> None:
-    """Refuse what neither tells nor fools, such as a discriminator by itself (raises TypeError, with its name)."""
+    """Raise TypeError, with its name, for a critic without `tell` or `fool`, such as a discriminator by itself."""
     if not (hasattr(critic, "tell") and hasattr(critic, "fool")):
         name = type(critic).__name__
         raise TypeError(f"critic must offer tell and fool, as Critic(discriminator) does; got a {name}")
+
+
+def _check(pair: AdversarialLoss | str, r1: float, r2: float, lazy: int, gp: float) -> None:
+    """Raise ValueError for arguments of a Critic that cannot be."""
+    if r1 < 0 or r2 < 0:
+        raise ValueError(f"r1 and r2 must not be negative; got {r1} and {r2}")
+    if gp < 0:
+        raise ValueError(f"gp must not be negative; got {gp}")
+    if lazy < 1:
+        raise ValueError(f"lazy must be at least 1; got {lazy}")
+    if isinstance(pair, str) and pair not in PAIRS:
+        raise ValueError(f"pair must be one of {', '.join(PAIRS)}; got {pair!r}")

@@ -2,18 +2,12 @@ import cmath
 
 import pytest
 import torch
+from answers import F64
 from torch import nn
 
 from components import losses
 from components.losses import non_saturating, relativistic, wasserstein
 from hybrids.critic import Critic
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 class Linear(nn.Module):
@@ -42,7 +36,7 @@ def images(n=4):
     return torch.randn(2, n, 1, 8, 8)
 
 
-# What each side hears
+# The objectives of both sides
 
 
 def test_tell_returns_the_pair_s_loss_and_the_logits_as_measurements():
@@ -88,6 +82,29 @@ def test_patches_are_averaged():
     torch.testing.assert_close(critic.fool(fake)["adversarial"][1], non_saturating.of_generator(on_fake, None).mean(1))
 
 
+def test_hidden_features_come_beside_the_logits_and_are_differentiable():
+    class Two(nn.Module):
+        layers = ("half",)
+
+        def forward(self, x, t=None, hidden=()):
+            h = x / 2
+            out = h.sum(1) if t is None else t * h.sum(1)
+            return (out, {name: h for name in hidden}) if hidden else out
+
+    critic, x, t = (
+        Critic(Two(), augment=lambda x: 3 * x),
+        torch.randn(6, 5, dtype=F64, requires_grad=True),
+        torch.rand(6),
+    )
+    logits, features = critic(x, hidden=("half",), t=t)
+    assert torch.equal(logits, critic(x, t=t)) and features.keys() == {"half"}
+    assert torch.equal(features["half"], 3 * x / 2)
+    (slope,) = torch.autograd.grad(features["half"].sum(), x)
+    assert (slope == 1.5).all()
+    # a discriminator without hidden features is called without them
+    assert Critic(Linear())(x.detach()).shape == (6,)
+
+
 def test_what_is_given_reaches_the_discriminator():
     critic = Critic(Patches())
     real, fake = images()
@@ -101,7 +118,7 @@ def test_what_is_given_reaches_the_discriminator():
 # Penalties
 
 
-def test_r1_looks_at_real_and_r2_at_fake():
+def test_r1_is_of_real_and_r2_of_fake():
     class Cubic(nn.Module):
         def forward(self, x):
             return x.pow(3).sum(1) / 3
@@ -162,11 +179,11 @@ def test_traps_18_and_32_penalties_under_bf16_autocast_are_those_without():
 
 def test_without_penalties_the_critic_runs_in_bf16():
     critic = Critic(Patches())
-    seen = []
-    critic.discriminator.net[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    dtypes = []
+    critic.discriminator.net[-1].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         terms = critic.tell(*images())
-    assert seen == [torch.bfloat16] * 2 and terms.total.dtype == torch.float32
+    assert dtypes == [torch.bfloat16] * 2 and terms.total.dtype == torch.float32
 
 
 def test_penalties_differentiate_through_the_augmentation():
@@ -176,7 +193,7 @@ def test_penalties_differentiate_through_the_augmentation():
     assert weight * values.mean().item() == pytest.approx(9 * critic.discriminator.w.square().sum().item(), rel=1e-10)
 
 
-def test_real_and_fake_are_augmented_alike_and_the_generator_hears_through_it():
+def test_real_and_fake_are_augmented_alike_and_the_generator_s_gradient_passes_through():
     critic = Critic(Linear(), augment=lambda x: 3 * x)
     real, fake = torch.randn(6, 5, dtype=F64), torch.randn(6, 5, dtype=F64, requires_grad=True)
     terms = critic.tell(real, fake)
@@ -219,23 +236,8 @@ def expected_eigenvalues(gamma):
 ])  # fmt: skip
 @pytest.mark.parametrize("pair", [non_saturating, relativistic], ids=lambda pair: pair.name)
 def test_the_dirac_gan_turns_in_circles_and_penalties_damp_it(pair, penalties, gamma):
-    for found, expected in zip(dirac_eigenvalues(pair, **penalties), expected_eigenvalues(gamma)):
-        assert abs(found - expected) < 1e-6
-
-
-# Refusals
-
-
-@pytest.mark.parametrize("settings, message", [
-    ({"r1": -1.0}, "r1 and r2 must not be negative; got -1.0 and 0.0"),
-    ({"r2": -1.0}, "r1 and r2 must not be negative; got 0.0 and -1.0"),
-    ({"gp": -1.0}, "gp must not be negative; got -1.0"),
-    ({"lazy": 0}, "lazy must be at least 1; got 0"),
-    ({"pair": "bce"}, "pair must be one of minimax, .*, hinge, relativistic; got 'bce'"),
-])  # fmt: skip
-def test_settings_that_cannot_be_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Critic(Linear(), **settings)
+    for eigenvalue, expected in zip(dirac_eigenvalues(pair, **penalties), expected_eigenvalues(gamma)):
+        assert abs(eigenvalue - expected) < 1e-6
 
 
 def test_a_pair_may_be_named():
@@ -244,12 +246,20 @@ def test_a_pair_may_be_named():
             assert Critic(Linear(), pair.name).pair is pair
 
 
-def test_a_relativistic_critic_needs_real_to_be_fooled():
-    critic, fake = Critic(Linear(), relativistic), torch.randn(6, 5, dtype=F64)
-    with pytest.raises(ValueError, match=r"a critic with the relativistic pair needs fool\(fake, real=x\)"):
-        critic.fool(fake)
+REAL, FAKE = torch.zeros(2, 6, 5, dtype=F64)
 
 
-def test_lazy_penalties_need_the_step():
-    with pytest.raises(ValueError, match=r"a critic with lazy=4 penalties needs tell\(..., step=step\)"):
-        Critic(Linear(), r1=1.0, lazy=4).tell(*torch.randn(2, 6, 5, dtype=F64))
+@pytest.mark.parametrize("make, message", [
+    (lambda: Critic(Linear(), r1=-1.0), "r1 and r2 must not be negative; got -1.0 and 0.0"),
+    (lambda: Critic(Linear(), r2=-1.0), "r1 and r2 must not be negative; got 0.0 and -1.0"),
+    (lambda: Critic(Linear(), gp=-1.0), "gp must not be negative; got -1.0"),
+    (lambda: Critic(Linear(), lazy=0), "lazy must be at least 1; got 0"),
+    (lambda: Critic(Linear(), pair="bce"), "pair must be one of minimax, .*, hinge, relativistic; got 'bce'"),
+    (lambda: Critic(Linear(), relativistic).fool(FAKE),
+     r"a critic with the relativistic pair needs fool\(fake, real=x\)"),
+    (lambda: Critic(Linear(), r1=1.0, lazy=4).tell(REAL, FAKE),
+     r"a critic with lazy=4 penalties needs tell\(..., step=step\)"),
+])  # fmt: skip
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

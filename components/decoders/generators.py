@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..conditions import ClassEmbedding
@@ -19,63 +20,28 @@ __all__ = ["ModulatedConv", "ResidualGenerator", "Resampling", "StyleGenerator"]
 Resampling = Literal["bilinear", "nearest"]
 
 
-def _scaled(layer: nn.Conv2d | nn.Linear, gain: float = 1.0, slope: float = SLOPE) -> nn.Module:
-    """The layer with He's initialization times `gain`."""
-    nn.init.kaiming_normal_(layer.weight, a=slope)
-    layer.weight.data.mul_(gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _doubled(x: Tensor, mode: Resampling) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=None if mode == "nearest" else False)
-
-
-class _Block(nn.Module):
-    """x + conv(lrelu(conv(lrelu(conv(x))))), 1x1, grouped 3x3, 1x1; without `groups`, x + conv(lrelu(conv(x))), 3x3.
-
-    Fix-up (Zhang et al. 2019, arXiv 1901.09321): of m convolutions the last starts at zero and the others at He's
-    scale times branches^(-1/(2m - 2)), for as many branches in the network.
-    """
-
-    def __init__(self, channels: int, groups: int | None, branches: int) -> None:
-        super().__init__()
-        if groups is None:
-            convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
-        else:
-            inner = 2 * channels
-            convs = [
-                nn.Conv2d(channels, inner, 1),
-                nn.Conv2d(inner, inner, 3, padding=1, groups=groups),
-                nn.Conv2d(inner, channels, 1),
-            ]
-        gain = branches ** (-1 / (2 * len(convs) - 2))
-        self.convs = nn.ModuleList([*(_scaled(conv, gain) for conv in convs[:-1]), zeroed(convs[-1])])
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x
-        for i, conv in enumerate(self.convs):
-            h = conv(F.leaky_relu(h, SLOPE) if i else h)
-        return x + h
-
-
 class ResidualGenerator(nn.Module):
     """Residual blocks without normalization: z (B, latent) to a distribution over (B, C, H, W).
 
     In the manner of R3GAN's generator (Huang et al. 2024, arXiv 2501.05441): a learned 4x4 basis times a linear map of
     z and label; at each resolution `blocks` fix-up blocks; interpolation between them, with a 1x1 convolution where the
     width changes; a 1x1 convolution at the end, and no tanh. As every block starts as the identity, the raw output
-    is at first linear in z.
+    is at first linear in z. `last` is the last layer with parameters.
 
-    Arguments: head, by default the point itself, DeltaHead(bounded=False); width times `multipliers`, the channels at
-    each resolution, finest first as in ResidualDecoder, so the lowest is 4x4 for powers of two; groups, for bottleneck
-    blocks of a grouped 3x3 convolution of twice the channels, as the paper's, else two plain 3x3 ones; resampling,
-    "bilinear" or "nearest"; num_classes, whose embedding is concatenated to z, cond=None being the null class.
-    `last` is the last layer with parameters.
-
-    Raises ValueError when `shape` is another or its sides do not divide, groups does not divide the channels,
-    resampling is another, z is not (B, latent), or cond does not fit.
+    Arguments:
+        latent: features of z.
+        shape: (C, H, W) of x.
+        head: turns the last features into a distribution; by default the point itself, DeltaHead(bounded=False).
+        width: channels, times `multipliers` at each resolution.
+        multipliers: finest resolution first as for ResidualDecoder, so the lowest is 4x4 for powers of two.
+        blocks: residual blocks at each resolution.
+        groups: for bottleneck blocks of a grouped 3x3 convolution of twice the channels, as the paper's; None for two
+            plain 3x3 ones.
+        resampling: "bilinear" or "nearest".
+        num_classes: for labels, whose embedding is concatenated to z, cond=None being the null class.
+    Raises:
+        ValueError: `shape` is not (C, H, W) or its sides do not divide, groups does not divide the channels, or
+            resampling is another.
     """
 
     def __init__(
@@ -91,15 +57,12 @@ class ResidualGenerator(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if resampling not in get_args(Resampling):
-            raise ValueError(f"resampling must be 'bilinear' or 'nearest'; got {resampling!r}")
         check_image_shape(shape, "MLPDecoder")
         self.head: Head = DeltaHead(bounded=False) if head is None else head
         self.latent, self.shape, self.num_classes, self.resampling = latent, tuple(shape), num_classes, resampling
         multipliers, (h, w) = pyramid(shape, multipliers)
         widths = [width * m for m in reversed(multipliers)]
-        if groups is not None and (groups < 1 or any(2 * c % groups for c in widths)):
-            raise ValueError(f"groups must divide twice the channels {widths}; got {groups}")
+        _check(widths, groups, resampling)
         self.label = ClassEmbedding(num_classes, latent)
         self.basis = nn.Parameter(torch.randn(widths[0], h, w))
         # z and a label have unit variance, and so has the trunk: no nonlinearity comes before the first block
@@ -116,23 +79,37 @@ class ResidualGenerator(nn.Module):
         self.last = _scaled(nn.Conv2d(widths[-1], self.head.factor * shape[0], 1), slope=1.0)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """p(x|z): z (B, latent), cond (B,) long or None."""
+        """Return p(x|z).
+
+        Arguments:
+            z: (B, latent).
+            cond: labels (B,) int64, or None for the null class.
+        Raises:
+            ValueError: z is not (B, latent), or cond does not fit.
+        """
         check_event("z", z, (self.latent,))
         label = self.label(cond, z)
         style = self.first(z if label is None else torch.cat([z, label], dim=1))
-        h = self.basis * style[:, :, None, None]
+        h = self.basis * rearrange(style, "b c -> b c 1 1")
         for i, level in enumerate(self.levels):
             h = level(_doubled(self.changes[i](h), self.resampling) if i else h)
         return self.head(self.last(h))
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose weights a style scales: (B, inputs, H, W), (B, inputs) to (B, outputs, H, W).
+    """A convolution whose weights are scaled by a style: (B, inputs, H, W), (B, inputs) to (B, outputs, H, W).
 
-    w'_oik = s_i w_oik, and with demodulation w''_oik = w'_oik / sqrt(Σ_ik w'_oik² + 1e-8), for each example its own:
-    for inputs of unit variance and no correlation so are the outputs. Computed as the scaling of inputs and outputs
-    around one common convolution. Karras et al. 2020, arXiv 1912.04958, eqs. 1 and 3.
-    Arguments: kernel, odd; demodulate. Raises ValueError for an even kernel, and for a style not (B, inputs).
+        w'_oik = s_i w_oik,        with demodulation w''_oik = w'_oik / √(Σ_ik w'_oik² + 1e-8)
+
+    for each example its own: with inputs of unit variance and no correlation the outputs have them, too. Computed as
+    the scaling of inputs and outputs around one common convolution. Karras et al. 2020, arXiv 1912.04958, eqs. 1 and 3.
+
+    Arguments:
+        inputs, outputs: channels.
+        kernel: the side of the kernel, odd.
+        demodulate: divide by the norm as above.
+    Raises:
+        ValueError: kernel is even.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, demodulate: bool = True) -> None:
@@ -144,16 +121,18 @@ class ModulatedConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """Return (B, outputs, H, W) of x (B, inputs, H, W); raises ValueError for a style that is not (B, inputs)."""
         if style.shape != (len(x), self.inputs):
             raise ValueError(f"style must be ({len(x)}, {self.inputs}); got shape {tuple(style.shape)}")
-        h = F.conv2d(x * style[:, :, None, None].to(x.dtype), self.weight, padding=self.weight.shape[2] // 2)
+        scale = rearrange(style, "b c -> b c 1 1").to(x.dtype)
+        h = F.conv2d(x * scale, self.weight, padding=self.weight.shape[2] // 2)
         if self.demodulate:
-            h = h * self._demodulation(style)[:, :, None, None].to(h.dtype)
-        return h + self.bias[:, None, None].to(h.dtype)
+            h = h * rearrange(self._demodulation(style), "b c -> b c 1 1").to(h.dtype)
+        return h + rearrange(self.bias, "c -> c 1 1").to(h.dtype)
 
     @full_precision()
     def _demodulation(self, style: Tensor) -> Tensor:
-        """(B, outputs), in float32: squares of bf16 keep two digits."""
+        """Return 1 / √(Σ_ik w'_oik² + 1e-8) (B, outputs), in float32: squares of bf16 keep two digits."""
         return (wide(style).square() @ wide(self.weight).square().sum((2, 3)).T + 1e-8).rsqrt()
 
 
@@ -163,14 +142,15 @@ class StyleGenerator(nn.Module):
     z / rms(z) goes through an MLP to w; an affine map of w styles each convolution on a learned constant, two at each
     resolution; at each, one more adds to the image, doubled from resolution to resolution. Karras et al. 2020, arXiv
     1912.04958, figures 2c and 7 ("skip"). Left out: the noise inputs, so that z alone decides what is drawn; equalized
-    learning rates (there the mapping network learns 100 times slower than the rest); path regularization.
+    learning rates (there the mapping network learns 100 times slower than the rest); path regularization. `last` is the
+    layer that computes the finest image.
 
-    Arguments: head, by default the point itself, DeltaHead(bounded=False); width and multipliers as in
-    ResidualGenerator; depth, the layers of the mapping network; num_classes, whose embedding is normalized like z and
-    concatenated, cond=None being the null class. `last` is the layer that draws the finest image.
-
-    Raises ValueError when `shape` is another or its sides do not divide, depth < 1, z is not (B, latent), or cond
-    does not fit.
+    Arguments:
+        latent, shape, head, width, multipliers: as for ResidualGenerator.
+        depth: the number of linear layers of the mapping network, at least 1.
+        num_classes: for labels, whose embedding is normalized like z and concatenated, cond=None being the null class.
+    Raises:
+        ValueError: `shape` is not (C, H, W) or its sides do not divide, or depth is below 1.
     """
 
     def __init__(
@@ -203,7 +183,7 @@ class StyleGenerator(nn.Module):
         self.image_styles = nn.ModuleList(self._style(c) for c in widths)
 
     def _style(self, channels: int) -> nn.Linear:
-        """w to a style, at first about 1."""
+        """Return a layer of w (B, latent) to a style (B, channels), at first about 1."""
         layer = nn.Linear(self.latent, channels)
         _scaled(layer, slope=1.0)
         nn.init.ones_(layer.bias)
@@ -211,11 +191,11 @@ class StyleGenerator(nn.Module):
 
     @property
     def last(self) -> nn.Module:
-        """The layer that draws the finest image."""
+        """The layer that computes the finest image."""
         return self.images[-1]
 
     def style(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """w (B, latent), in which directions mean something: z (B, latent), cond (B,) long or None."""
+        """Return w (B, latent), the latent of which all styles are affine maps; arguments and errors as `forward`."""
         check_event("z", z, (self.latent,))
         label = self.label(cond, z)
         w = _normalized(z) if label is None else torch.cat([_normalized(z), _normalized(label)], dim=1)
@@ -224,25 +204,75 @@ class StyleGenerator(nn.Module):
         return w
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """p(x|z): z (B, latent), cond (B,) long or None."""
+        """Return p(x|z) of z (B, latent); cond and errors as for ResidualGenerator."""
         return self.synthesis(self.style(z, cond))
 
     def synthesis(self, w: Tensor) -> Distribution:
-        """p(x|w): w (B, latent)."""
+        """Return p(x|w) of w (B, latent); raises ValueError for another shape."""
         check_event("w", w, (self.latent,))
         h = self.constant.expand(len(w), -1, -1, -1)
         image: Tensor | None = None
-        for i, (draw, style) in enumerate(zip(self.images, self.image_styles)):
+        for i, (to_image, style) in enumerate(zip(self.images, self.image_styles)):
             if i:
                 h = _doubled(h, "bilinear")
             for j in (2 * i, 2 * i + 1):
                 # sqrt 2 keeps the variance through a LeakyReLU, as the demodulation does through a convolution
                 h = math.sqrt(2) * F.leaky_relu(self.convs[j](h, self.styles[j](w)), SLOPE)
-            drawn = draw(h, style(w))
-            image = drawn if image is None else _doubled(image, "bilinear") + drawn
+            part = to_image(h, style(w))
+            image = part if image is None else _doubled(image, "bilinear") + part
         return self.head(image)
 
 
+def _check(widths: Sequence[int], groups: int | None, resampling: Resampling) -> None:
+    """Raise ValueError for arguments of a ResidualGenerator that cannot be."""
+    if resampling not in get_args(Resampling):
+        raise ValueError(f"resampling must be 'bilinear' or 'nearest'; got {resampling!r}")
+    if groups is not None and (groups < 1 or any(2 * c % groups for c in widths)):
+        raise ValueError(f"groups must divide twice the channels {list(widths)}; got {groups}")
+
+
+class _Block(nn.Module):
+    """A residual block: x + conv(lrelu(conv(lrelu(conv(x))))), 1x1, grouped 3x3, 1x1.
+
+    Without `groups`, x + conv(lrelu(conv(x))), 3x3. Fix-up (Zhang et al. 2019, arXiv 1901.09321): of m convolutions the
+    last starts at zero and the others at He's scale times branches^(-1/(2m - 2)), for as many branches in the network.
+    """
+
+    def __init__(self, channels: int, groups: int | None, branches: int) -> None:
+        super().__init__()
+        if groups is None:
+            convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        else:
+            inner = 2 * channels
+            convs = [
+                nn.Conv2d(channels, inner, 1),
+                nn.Conv2d(inner, inner, 3, padding=1, groups=groups),
+                nn.Conv2d(inner, channels, 1),
+            ]
+        gain = branches ** (-1 / (2 * len(convs) - 2))
+        self.convs = nn.ModuleList([*(_scaled(conv, gain) for conv in convs[:-1]), zeroed(convs[-1])])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for i, conv in enumerate(self.convs):
+            h = conv(F.leaky_relu(h, SLOPE) if i else h)
+        return x + h
+
+
+def _scaled(layer: nn.Conv2d | nn.Linear, gain: float = 1.0, slope: float = SLOPE) -> nn.Module:
+    """Return the layer with He's initialization times `gain`."""
+    nn.init.kaiming_normal_(layer.weight, a=slope)
+    layer.weight.data.mul_(gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _doubled(x: Tensor, mode: Resampling) -> Tensor:
+    """Return x (B, C, H, W) interpolated to (B, C, 2 H, 2 W)."""
+    return F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=None if mode == "nearest" else False)
+
+
 def _normalized(z: Tensor) -> Tensor:
-    """z / sqrt(mean z² + 1e-8), over the features (Karras et al. 2017, arXiv 1710.10196, section 4.2)."""
+    """Return z / √(mean z² + 1e-8), over the features (Karras et al. 2017, arXiv 1710.10196, section 4.2)."""
     return z * (wide(z).square().mean(1, keepdim=True) + 1e-8).rsqrt().to(z.dtype)

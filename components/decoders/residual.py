@@ -25,13 +25,19 @@ __all__ = ["MLPDecoder", "ResidualDecoder"]
 class ResidualDecoder(nn.Module):
     """Residual blocks with nearest-neighbour doubling between resolutions, then a head: z to p(x|z) over (B, C, H, W).
 
-    The mirror of ResidualEncoder. Arguments: latent, an int for z (B, latent) or a tuple for z (B, c, h, w); head,
-    which turns the last features into a distribution; multipliers, finest resolution first as in the encoder, so one
-    tuple serves both; num_classes, to adapt every block by a label, None being the null class. `last` is the last layer
-    with parameters, where an adaptive weight compares gradients (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+    The mirror of ResidualEncoder. `last` is the last layer with parameters, where an adaptive weight compares gradients
+    (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
-    Raises ValueError when `shape` is another or does not lead to the latent's resolution, z is not (B, *latent), or
-    cond does not fit.
+    Arguments:
+        latent: an int for z (B, latent), or a tuple for z (B, c, h, w).
+        shape: (C, H, W) of x.
+        head: turns the last features into a distribution.
+        width: channels, times `multipliers` at each resolution.
+        multipliers: finest resolution first as in the encoder, so one tuple serves both; its defaults, too.
+        blocks: residual blocks at each resolution.
+        num_classes: for labels, which adapt every block; the null class is `num_classes`.
+    Raises:
+        ValueError: `shape` is not (C, H, W), or does not lead to the latent's resolution.
     """
 
     def __init__(
@@ -65,7 +71,14 @@ class ResidualDecoder(nn.Module):
         self.last = nn.Conv2d(widths[-1], head.factor * shape[0], 3, padding=1)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """p(x|z): z (B, latent) or (B, c, h, w), cond (B,) long or None."""
+        """Return p(x|z).
+
+        Arguments:
+            z: (B, latent) or (B, c, h, w).
+            cond: labels (B,) int64, or None for the null class.
+        Raises:
+            ValueError: z is not (B, *latent), or cond does not fit.
+        """
         check_event("z", z, (self.latent,) if isinstance(self.latent, int) else self.latent)
         embedding = self.label(cond, z)
         h = self.first(z)
@@ -77,10 +90,15 @@ class ResidualDecoder(nn.Module):
 class MLPDecoder(nn.Module):
     """A residual MLP, then a head: (B, latent) to a distribution over (B, *features).
 
-    Arguments: features, an int or the shape (C, ...) of an event, an image's for one; head, which turns the last
-    features into a distribution; depth, the number of residual blocks of `width`; num_classes as in ResidualDecoder.
     `last` is the last layer with parameters.
-    Raises ValueError when z is not (B, latent) or cond does not fit.
+
+    Arguments:
+        latent: features of z.
+        features: an int, or the shape (C, ...) of an event, such as an image's.
+        head: turns the last features into a distribution.
+        width: features of each block.
+        depth: the number of residual blocks.
+        num_classes: as for ResidualDecoder.
     """
 
     def __init__(
@@ -103,7 +121,7 @@ class MLPDecoder(nn.Module):
         self.last = nn.Linear(width, math.prod(self.raw))
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """p(x|z): z (B, latent), cond (B,) long or None."""
+        """Return p(x|z) of z (B, latent); cond and errors as for ResidualDecoder."""
         check_event("z", z, (self.latent,))
         embedding = self.label(cond, z)
         h = self.first(z)

@@ -5,94 +5,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectral
 
 from ..conditions import ClassEmbedding, TimeEmbedding
-from ..layers import SLOPE, check_event, check_image_shape, pyramid
+from ..layers import SLOPE, Features, HiddenFeatures, check_event, check_image_shape, pyramid
 from ..precision import wide
 
 __all__ = ["MLPDiscriminator", "MinibatchStd", "MultiScaleDiscriminator", "PatchDiscriminator", "ResidualDiscriminator"]
-
-
-def _initialized(layer: nn.Module, spectral_norm: bool, slope: float = SLOPE) -> nn.Module:
-    """The layer with He's initialization, which keeps the signal's size without normalization layers."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(layer.weight, a=slope)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    # torch's parametrization clones its vectors, so that several forwards may come before one backward
-    return spectral(layer) if spectral_norm else layer
-
-
-def _check_optional(name: str, value: Tensor | None, wanted: bool, switch: str) -> None:
-    """Raises ValueError when an input is missing, or is there without a network built for it."""
-    if wanted and value is None:
-        raise ValueError(f"{name} must be given to a discriminator built with {switch}; got None")
-    if not wanted and value is not None:
-        raise ValueError(f"{name} must be None for a discriminator built without {switch}; got a tensor")
-
-
-class _Projection(nn.Module):
-    """The logit linear(h) + <embedding(cond), h>: (B, features) to (B,) (Miyato and Koyama 2018, arXiv 1802.05637)."""
-
-    def __init__(self, features: int, num_classes: int | None, spectral_norm: bool) -> None:
-        super().__init__()
-        self.linear = _initialized(nn.Linear(features, 1), spectral_norm, slope=1.0)
-        self.label = ClassEmbedding(num_classes, features)
-        if self.label.table is not None:
-            nn.init.normal_(self.label.table.weight, std=1 / math.sqrt(features))  # as large as the linear's weights
-            _initialized(self.label.table, spectral_norm)
-
-    def forward(self, h: Tensor, cond: Tensor | None) -> Tensor:
-        logits = wide(self.linear(h)[:, 0])
-        label = self.label(cond, h)
-        return logits if label is None else logits + (wide(label) * wide(h)).sum(1)
-
-
-class _Block(nn.Module):
-    """(skip(x) + conv(lrelu(conv(x) + time))) / sqrt 2, halved by average pooling: (B, C, H, W) to (B, D, H/2, W/2)."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int | None, spectral_norm: bool) -> None:
-        super().__init__()
-        self.conv1 = _initialized(nn.Conv2d(inputs, inputs, 3, padding=1), spectral_norm)
-        self.conv2 = _initialized(nn.Conv2d(inputs, outputs, 3, padding=1), spectral_norm)
-        self.skip = _initialized(nn.Conv2d(inputs, outputs, 1, bias=False), spectral_norm, slope=1.0)
-        # the time enters by addition only, so it leaves the Lipschitz constant in x alone: no spectral norm
-        self.adapt = None if embedding is None else nn.Linear(embedding, inputs)
-
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.conv1(x)
-        if self.adapt is not None:
-            h = h + self.adapt(embedding)[:, :, None, None]
-        h = F.leaky_relu(self.conv2(F.leaky_relu(h, SLOPE)), SLOPE)
-        return (self.skip(F.avg_pool2d(x, 2)) + F.avg_pool2d(h, 2)) / math.sqrt(2)
-
-
-class MinibatchStd(nn.Module):
-    """One more channel, that says how much the examples of a group differ: (B, C, ...) to (B, C + 1, ...).
-
-    For a group of g examples, (1/d) Σ_i sqrt(var_i + 1e-8) over the d dimensions i of an example: a generator whose
-    samples are all alike gives itself away. Karras et al. 2017, arXiv 1710.10196, section 3.
-
-    The groups are consecutive examples, g the largest number that divides the batch and is at most `group`; so a batch
-    divided among processes in multiples of `group` has the same groups, and nothing is communicated. A logit then
-    depends on its whole group. Raises ValueError for group < 1, and for x without channels.
-    """
-
-    def __init__(self, group: int = 4) -> None:
-        super().__init__()
-        if group < 1:
-            raise ValueError(f"group must be at least 1; got {group}")
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or not len(x):
-            raise ValueError(f"x must be (B, C, ...) with B >= 1; got shape {tuple(x.shape)}")
-        group = next(g for g in range(min(self.group, len(x)), 0, -1) if len(x) % g == 0)
-        variance = wide(x).unflatten(0, (-1, group)).var(1, correction=0)
-        spread = (variance + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(group).to(x.dtype)
-        return torch.cat([x, spread.view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])], dim=1)
 
 
 class ResidualDiscriminator(nn.Module):
@@ -100,14 +21,21 @@ class ResidualDiscriminator(nn.Module):
 
     After Karras et al. 2020 (arXiv 1912.04958, "resnet" discriminator).
 
-    Arguments: width times `multipliers`, the channels at each resolution, finest first (1, 2, 4, 4, ... down to 4x4 by
-    default); spectral_norm on every layer that x passes; timed, for x_t: t adds to every block and must be given;
-    given_channels, of a second image (B, given_channels, H, W) that must be given and is concatenated, such as the x_t
-    of a pair; num_classes, for the projection discriminator, cond=None being the null class; minibatch_std, to append
-    MinibatchStd before the last convolution (a logit then depends on its group of at most four examples).
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, channels, h, w) at half the sides of the one
+    before, then conv (B, channels, h, w) and dense (B, channels).
 
-    Raises ValueError for another `shape`, for a t, given or cond that does not fit how it was built, or x not
-    (B, *shape).
+    Arguments:
+        shape: (C, H, W) of x.
+        width: channels, times `multipliers` at each resolution.
+        multipliers: one for each resolution, finest first; 1, 2, 4, 4, ... down to 4x4 by default.
+        spectral_norm: on every layer that x passes.
+        timed: x is x_t, and t, which adds to every block, must be given.
+        given_channels: of a second image, such as the x_t of a pair, that must be given and is concatenated.
+        num_classes: for the projection discriminator, cond=None being the null class `num_classes`.
+        minibatch_std: append MinibatchStd before the last convolution; a logit then depends on its group of at most
+            four examples.
+    Raises:
+        ValueError: `shape` is not (C, H, W), or its sides do not divide.
     """
 
     def __init__(
@@ -131,6 +59,7 @@ class ResidualDiscriminator(nn.Module):
         self.blocks = nn.ModuleList(
             _Block(a, b, 4 * width if timed else None, spectral_norm) for a, b in zip(widths, widths[1:])
         )
+        self.layers = (*(f"block_{i}" for i in range(len(self.blocks))), "conv", "dense")
         self.spread = MinibatchStd() if minibatch_std else nn.Identity()
         self.conv = _initialized(nn.Conv2d(widths[-1] + minibatch_std, widths[-1], 3, padding=1), spectral_norm)
         self.adapt = nn.Linear(4 * width, widths[-1]) if timed else None
@@ -138,35 +67,61 @@ class ResidualDiscriminator(nn.Module):
         self.last = _Projection(widths[-1], num_classes, spectral_norm)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B,): x (B, C, H, W), t (B,) or () in [0, 1], cond (B,) long, given (B, given_channels, H, W)."""
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        cond: Tensor | None = None,
+        given: Tensor | None = None,
+        hidden: Sequence[str] = (),
+    ) -> Tensor | tuple[Tensor, Features]:
+        """Return logits (B,); with `hidden`, (logits, features by name).
+
+        Arguments:
+            x: (B, C, H, W).
+            t: (B,) or () in [0, 1], with timed only.
+            cond: labels (B,) int64, or None for the null class.
+            given: (B, given_channels, H, W), with given_channels only.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x is not (B, *shape), t, given or cond does not fit how the network was built, or a name in
+                `hidden` is unknown.
+        """
         check_event("x", x, self.shape)
         _check_optional("t", t, self.time is not None, "timed=True")
         _check_optional("given", given, self.given_channels > 0, "given_channels > 0")
+        features = HiddenFeatures(self.layers, hidden)
         embedding = None if self.time is None or t is None else F.silu(self.time(t, x))
         if given is not None:
             check_event("given", given, (self.given_channels, *self.shape[1:]))
             x = torch.cat([x, given], dim=1)
         h = F.leaky_relu(self.first(x), SLOPE)
-        for block in self.blocks:
-            h = block(h, embedding)
+        for name, block in zip(self.layers, self.blocks):
+            h = features.record(name, block(h, embedding))
         h = self.conv(self.spread(h))
         if self.adapt is not None:
-            h = h + self.adapt(embedding)[:, :, None, None]
-        h = F.leaky_relu(self.dense(F.leaky_relu(h, SLOPE).flatten(1)), SLOPE)
-        return self.last(h, cond)
+            h = h + rearrange(self.adapt(embedding), "b c -> b c 1 1")
+        h = features.record("conv", F.leaky_relu(h, SLOPE))
+        h = features.record("dense", F.leaky_relu(self.dense(h.flatten(1)), SLOPE))
+        return features.beside(self.last(h, cond))
 
 
 class MLPDiscriminator(nn.Module):
-    """A plain LeakyReLU MLP: (B, *features) to logits (B,), float32 or wider; with spectral_norm 1-Lipschitz in x.
+    """A plain LeakyReLU MLP: (B, *features) to logits (B,), float32 or wider.
 
-    That bound holds for num_classes=None, up to the error of the power iteration. Arguments: features, an int or the
-    shape of an event, an image's for one, which is flattened; depth, the number of hidden layers of `width`, each of
-    which t adds to when timed; given_features, an int or a shape, of a second event that is concatenated; the others as
-    in ResidualDiscriminator.
+    With spectral_norm and without classes it is 1-Lipschitz in x, up to the error of the power iteration.
 
-    Raises ValueError for a t, given or cond that does not fit how it was built, or x not (B, *features).
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, width).
+
+    Arguments:
+        features: an int, or the shape of an event, such as an image's, which is flattened.
+        width: features of each hidden layer.
+        depth: the number of hidden layers, at least 1.
+        spectral_norm: on every layer that x passes.
+        timed: x is x_t, and t, which adds to every hidden layer, must be given.
+        given_features: an int or a shape, of a second event that must be given and is concatenated.
+        num_classes: for the projection discriminator, cond=None being the null class `num_classes`.
+    Raises:
+        ValueError: depth is below 1.
     """
 
     def __init__(
@@ -189,108 +144,251 @@ class MLPDiscriminator(nn.Module):
         # t is one of few: an embedding as wide as the layers was half of the network's operations (docs/connections.md)
         embedding = min(width, 128)
         self.time = TimeEmbedding(embedding) if timed else None
-        self.layers = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)
+        self.blocks = nn.ModuleList(_initialized(nn.Linear(n, width), spectral_norm) for n in inputs)
+        self.layers = tuple(f"block_{i}" for i in range(depth))
         self.adapt = nn.ModuleList(nn.Linear(embedding, width) for _ in inputs) if timed else None
         self.last = _Projection(width, num_classes, spectral_norm)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B,): x (B, *features), t (B,) or () in [0, 1], cond (B,) long, given (B, *given_features)."""
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        cond: Tensor | None = None,
+        given: Tensor | None = None,
+        hidden: Sequence[str] = (),
+    ) -> Tensor | tuple[Tensor, Features]:
+        """Return logits (B,) of x (B, *features) and given (B, *given_features); the rest as ResidualDiscriminator."""
         check_event("x", x, self.features)
         _check_optional("t", t, self.time is not None, "timed=True")
         _check_optional("given", given, math.prod(self.given) > 0, "given_features > 0")
+        features = HiddenFeatures(self.layers, hidden)
         embedding = None if self.time is None or t is None else F.silu(self.time(t, x))
-        x = x.flatten(1)
+        h = x.flatten(1)
         if given is not None:
             check_event("given", given, self.given)
-            x = torch.cat([x, given.flatten(1)], dim=1)
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
+            h = torch.cat([h, given.flatten(1)], dim=1)
+        for i, (name, linear) in enumerate(zip(self.layers, self.blocks)):
+            h = linear(h)
             if self.adapt is not None:
-                x = x + self.adapt[i](embedding)
-            x = F.leaky_relu(x, SLOPE)
-        return self.last(x, cond)
+                h = h + self.adapt[i](embedding)
+            h = features.record(name, F.leaky_relu(h, SLOPE))
+        return features.beside(self.last(h, cond))
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions that judge overlapping patches: (B, C, H, W) to logits (B, 1, H / 2^layers, W / 2^layers).
+    """Strided convolutions that judge overlapping patches: (B, C, H, W) to logits (B, 1, H / 2^depth, W / 2^depth).
 
     After Isola et al. 2016 (arXiv 1611.07004), but for two things: no BatchNorm, so that a logit depends on its patch
-    only; and 3x3 convolutions where the paper's 4x4 ones shrink the map, so that 8x8 images work. A logit sees a patch
-    of side 7 * 2^layers - 2: 26 pixels for two layers.
+    only; and 3x3 convolutions where the paper's 4x4 ones shrink the map, so that 8x8 images work. A logit depends on a
+    patch of side 7 * 2^depth - 2: 26 pixels for two strided convolutions.
 
-    Arguments: width, the channels after the first layer, doubled by each one up to 8 times. Takes no t, cond or given.
-    Raises ValueError for those, and for x not (B, channels, H, W) with sides divisible by 2^layers.
+    `layers`, its hidden layers, are conv_0, ..., conv_depth, each (B, channels, h, w); the last is not strided.
+
+    Arguments:
+        channels: C of x.
+        width: channels after the first convolution, doubled by each one up to 8 times.
+        depth: the number of strided convolutions, at least 1.
+        spectral_norm: on every convolution.
+    Raises:
+        ValueError: depth is below 1.
     """
 
-    def __init__(self, channels: int, width: int = 64, layers: int = 2, spectral_norm: bool = False) -> None:
+    def __init__(self, channels: int, width: int = 64, depth: int = 2, spectral_norm: bool = False) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1; got {layers}")
-        self.channels, self.factor = channels, 2**layers
-        widths = [channels] + [width * min(2**i, 8) for i in range(layers)]
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1; got {depth}")
+        self.channels, self.factor = channels, 2**depth
+        widths = [channels] + [width * min(2**i, 8) for i in range(depth)]
         convs = [nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:])]
-        convs.append(nn.Conv2d(widths[-1], width * min(2**layers, 8), 3, padding=1))
+        convs.append(nn.Conv2d(widths[-1], width * min(2**depth, 8), 3, padding=1))
         self.convs = nn.ModuleList(_initialized(conv, spectral_norm) for conv in convs)
-        self.last = _initialized(nn.Conv2d(width * min(2**layers, 8), 1, 3, padding=1), spectral_norm, slope=1.0)
+        self.layers = tuple(f"conv_{i}" for i in range(len(convs)))
+        self.last = _initialized(nn.Conv2d(width * min(2**depth, 8), 1, 3, padding=1), spectral_norm, slope=1.0)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, 1, H / 2^layers, W / 2^layers), float32 or wider, of x (B, C, H, W)."""
-        for name, value in (("t", t), ("cond", cond), ("given", given)):
-            if value is not None:
-                raise ValueError(f"{name} must be None for a PatchDiscriminator; got a tensor")
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
-            raise ValueError(
-                f"x must be (B, {self.channels}, H, W) with H and W divisible by {self.factor}; "
-                f"got shape {tuple(x.shape)}"
-            )
-        for conv in self.convs:
-            x = F.leaky_relu(conv(x), SLOPE)
-        return wide(self.last(x))
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        cond: Tensor | None = None,
+        given: Tensor | None = None,
+        hidden: Sequence[str] = (),
+    ) -> Tensor | tuple[Tensor, Features]:
+        """Return logits (B, 1, H / 2^depth, W / 2^depth), float32 or wider; with `hidden`, (logits, features by name).
+
+        Arguments:
+            x: (B, C, H, W) with sides divisible by 2^depth.
+            t, cond, given: None.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x has another shape, t, cond or given is not None, or a name in `hidden` is unknown.
+        """
+        refuse(self, t=t, cond=cond, given=given)
+        _check_sides(x, self.channels, self.factor)
+        features = HiddenFeatures(self.layers, hidden)
+        h = x
+        for name, conv in zip(self.layers, self.convs):
+            h = features.record(name, F.leaky_relu(conv(h), SLOPE))
+        return features.beside(wide(self.last(h)))
 
 
 class MultiScaleDiscriminator(nn.Module):
     """PatchDiscriminators on x, on x halved, on x halved twice, ...: (B, C, H, W) to logits (B, scales h w).
 
-    h = H / 2^layers and w = W / 2^layers are the sides of the finest map. Coarser ones are repeated to it, so that the
+    h = H / 2^depth and w = W / 2^depth are the sides of the finest map. Coarser ones are repeated to it, so that the
     mean over logits weighs every scale alike, as the sum of losses does in Wang et al. 2017 (arXiv 1711.11585, section
     3.2); halving is average pooling. A gradient penalty, which sums logits, therefore counts a coarse logit 4^i times.
 
-    Arguments: channels C; scales >= 1; width, layers and spectral_norm of each PatchDiscriminator. Takes no t, cond or
-    given. Raises ValueError for those, and for x not (B, C, H, W) with sides divisible by 2^(layers + scales - 1).
+    `layers`, its hidden layers, are those of each PatchDiscriminator: scale_0.conv_0, ..., scale_1.conv_0, ...
+
+    Arguments:
+        channels: C of x.
+        scales: the number of PatchDiscriminators, at least 1.
+        width, depth, spectral_norm: of each PatchDiscriminator.
+    Raises:
+        ValueError: scales or depth is below 1.
     """
 
     def __init__(
-        self, channels: int, scales: int = 2, width: int = 64, layers: int = 2, spectral_norm: bool = False
+        self, channels: int, scales: int = 2, width: int = 64, depth: int = 2, spectral_norm: bool = False
     ) -> None:
         super().__init__()
         if scales < 1:
             raise ValueError(f"scales must be at least 1; got {scales}")
-        self.channels, self.factor = channels, 2 ** (layers + scales - 1)
-        self.scales = nn.ModuleList(PatchDiscriminator(channels, width, layers, spectral_norm) for _ in range(scales))
+        self.channels, self.factor = channels, 2 ** (depth + scales - 1)
+        patches = [PatchDiscriminator(channels, width, depth, spectral_norm) for _ in range(scales)]
+        self.layers = tuple(f"scale_{i}.{name}" for i, patch in enumerate(patches) for name in patch.layers)
+        self.scales = nn.ModuleList(patches)
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, cond: Tensor | None = None, given: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, scales H W / 4^layers), the finest scale first, row by row, of x (B, C, H, W)."""
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        cond: Tensor | None = None,
+        given: Tensor | None = None,
+        hidden: Sequence[str] = (),
+    ) -> Tensor | tuple[Tensor, Features]:
+        """Return logits (B, scales H W / 4^depth), the finest scale first, row by row; with `hidden`, features beside.
+
+        Arguments:
+            x: (B, C, H, W) with sides divisible by 2^(depth + scales - 1).
+            t, cond, given: None.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x has another shape, t, cond or given is not None, or a name in `hidden` is unknown.
+        """
         refuse(self, t=t, cond=cond, given=given)
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
-            raise ValueError(
-                f"x must be (B, {self.channels}, H, W) with H and W divisible by {self.factor}; "
-                f"got shape {tuple(x.shape)}"
-            )
+        _check_sides(x, self.channels, self.factor)
+        features = HiddenFeatures(self.layers, hidden)
         logits = []
-        for i, discriminator in enumerate(self.scales):
-            of_scale = discriminator(F.avg_pool2d(x, 2**i) if i else x)
-            logits.append(of_scale.repeat_interleave(2**i, dim=2).repeat_interleave(2**i, dim=3).flatten(1))
-        return torch.cat(logits, dim=1)
+        for i, patch in enumerate(self.scales):
+            prefix = f"scale_{i}."
+            inner = [name.removeprefix(prefix) for name in hidden if name.startswith(prefix)]
+            out = patch(F.avg_pool2d(x, 2**i) if i else x, hidden=inner)
+            if inner:
+                out, of_scale = out
+                for name, h in of_scale.items():
+                    features.record(prefix + name, h)
+            logits.append(repeat(out, "b 1 h w -> b (h p w q)", p=2**i, q=2**i))
+        return features.beside(torch.cat(logits, dim=1))
+
+
+class MinibatchStd(nn.Module):
+    """Append one channel with how much the examples of a group differ: (B, C, ...) to (B, C + 1, ...).
+
+    For a group of g examples it is (1/d) Σ_i √(var_i + 1e-8) over the d dimensions i of an example, near 0 where a
+    generator's samples are all alike. Karras et al. 2017, arXiv 1710.10196, section 3.
+
+    The groups are consecutive examples, g the largest number that divides the batch and is at most `group`; so a batch
+    divided among processes in multiples of `group` has the same groups, and nothing is communicated. A logit then
+    depends on its whole group.
+
+    Arguments:
+        group: at least 1.
+    Raises:
+        ValueError: group is below 1.
+    """
+
+    def __init__(self, group: int = 4) -> None:
+        super().__init__()
+        if group < 1:
+            raise ValueError(f"group must be at least 1; got {group}")
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C + 1, ...) of x (B, C, ...), B >= 1; raises ValueError for another shape."""
+        if x.ndim < 2 or not len(x):
+            raise ValueError(f"x must be (B, C, ...) with B >= 1; got shape {tuple(x.shape)}")
+        group = next(g for g in range(min(self.group, len(x)), 0, -1) if len(x) % g == 0)
+        variance = rearrange(wide(x), "(n g) ... -> n g ...", g=group).var(1, correction=0)
+        spread = (variance + 1e-8).sqrt().flatten(1).mean(1).to(x.dtype)
+        channel = repeat(spread, "n -> (n g) 1" + " 1" * (x.ndim - 2), g=group)
+        return torch.cat([x, channel.expand(-1, -1, *x.shape[2:])], dim=1)
+
+
+class _Block(nn.Module):
+    """(skip(x) + conv(lrelu(conv(x) + time))) / sqrt 2, halved by average pooling: (B, C, H, W) to (B, D, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int | None, spectral_norm: bool) -> None:
+        super().__init__()
+        self.conv1 = _initialized(nn.Conv2d(inputs, inputs, 3, padding=1), spectral_norm)
+        self.conv2 = _initialized(nn.Conv2d(inputs, outputs, 3, padding=1), spectral_norm)
+        self.skip = _initialized(nn.Conv2d(inputs, outputs, 1, bias=False), spectral_norm, slope=1.0)
+        # the time enters by addition only, so it leaves the Lipschitz constant in x alone: no spectral norm
+        self.adapt = None if embedding is None else nn.Linear(embedding, inputs)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        h = self.conv1(x)
+        if self.adapt is not None:
+            h = h + rearrange(self.adapt(embedding), "b c -> b c 1 1")
+        h = F.leaky_relu(self.conv2(F.leaky_relu(h, SLOPE)), SLOPE)
+        return (self.skip(F.avg_pool2d(x, 2)) + F.avg_pool2d(h, 2)) / math.sqrt(2)
+
+
+class _Projection(nn.Module):
+    """The logit linear(h) + <embedding(cond), h>: (B, features) to (B,) (Miyato and Koyama 2018, arXiv 1802.05637)."""
+
+    def __init__(self, features: int, num_classes: int | None, spectral_norm: bool) -> None:
+        super().__init__()
+        self.linear = _initialized(nn.Linear(features, 1), spectral_norm, slope=1.0)
+        self.label = ClassEmbedding(num_classes, features)
+        if self.label.table is not None:
+            nn.init.normal_(self.label.table.weight, std=1 / math.sqrt(features))  # as large as the linear's weights
+            _initialized(self.label.table, spectral_norm)
+
+    def forward(self, h: Tensor, cond: Tensor | None) -> Tensor:
+        logits = wide(self.linear(h)[:, 0])
+        label = self.label(cond, h)
+        return logits if label is None else logits + (wide(label) * wide(h)).sum(1)
+
+
+def _initialized(layer: nn.Module, spectral_norm: bool, slope: float = SLOPE) -> nn.Module:
+    """Return the layer with He's initialization, which keeps the signal's size without normalization layers."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(layer.weight, a=slope)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    # torch's parametrization clones its vectors, so that several forwards may come before one backward
+    return spectral(layer) if spectral_norm else layer
+
+
+def _check_optional(name: str, value: Tensor | None, wanted: bool, switch: str) -> None:
+    """Raise ValueError where an input is missing, or is given to a network built without it."""
+    if wanted and value is None:
+        raise ValueError(f"{name} must be given to a discriminator built with {switch}; got None")
+    if not wanted and value is not None:
+        raise ValueError(f"{name} must be None for a discriminator built without {switch}; got a tensor")
 
 
 def refuse(network: nn.Module, **inputs: Tensor | None) -> None:
-    """Raises ValueError for an input that the network does not take."""
+    """Raise ValueError for an input that the network does not take."""
     for name, value in inputs.items():
         if value is not None:
             raise ValueError(f"{name} must be None for a {type(network).__name__}; got a tensor")
+
+
+def _check_sides(x: Tensor, channels: int, factor: int) -> None:
+    """Raise ValueError unless x is (B, channels, H, W) with sides divisible by `factor`."""
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+        raise ValueError(
+            f"x must be (B, {channels}, H, W) with H and W divisible by {factor}; got shape {tuple(x.shape)}"
+        )

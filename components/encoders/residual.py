@@ -10,6 +10,8 @@ from ..conditions import ClassEmbedding
 from ..distributions import Normal
 from ..layers import (
     DenseBlock,
+    Features,
+    HiddenFeatures,
     ResidualLevel,
     check_event,
     check_image_shape,
@@ -25,22 +27,21 @@ __all__ = ["MLPEncoder", "ResidualEncoder"]
 LOG_STD = (-10.0, 5.0)
 
 
-def normal(raw: Tensor) -> Normal:
-    """(B, 2 C, ...), means and then log stds, to a Normal over (B, C, ...)."""
-    mean, log_std = raw.chunk(2, dim=1)
-    return Normal(mean, soft_clamp(log_std, *LOG_STD).exp())
-
-
 class ResidualEncoder(nn.Module):
     """Residual blocks with average pooling between resolutions: (B, C, H, W) to a Normal with log std in [-10, 5].
 
-    Arguments: latent, an int for (B, latent) or a tuple for (B, c, h, w); width times `multipliers`, the channels at
-    each resolution, finest first, `blocks` residual blocks each. By default 1, 2, 4, 4, ...: down to 4x4 for an int
-    latent (as far as both sides halve evenly), exactly to (h, w) for a tuple. With num_classes, labels adapt every
-    block, and None means the null class.
+    `layers`, its hidden layers, are level_0, level_1, ..., one for each resolution, finest first: (B, channels, h, w).
 
-    Raises ValueError when `shape` is another or does not lead to the latent's resolution, x is not (B, *shape), or cond
-    does not fit.
+    Arguments:
+        shape: (C, H, W) of x.
+        latent: an int for z (B, latent), or a tuple for z (B, c, h, w).
+        width: channels, times `multipliers` at each resolution.
+        multipliers: one for each resolution, finest first. By default 1, 2, 4, 4, ...: down to 4x4 for an int latent
+            (as far as both sides halve evenly), exactly to (h, w) for a tuple.
+        blocks: residual blocks at each resolution.
+        num_classes: for labels, which adapt every block; the null class is `num_classes`.
+    Raises:
+        ValueError: `shape` is not (C, H, W), or does not lead to the latent's resolution.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ResidualEncoder(nn.Module):
         self.levels = nn.ModuleList(
             ResidualLevel(a, b, blocks, embedding) for a, b in zip([widths[0], *widths], widths)
         )
+        self.layers = tuple(f"level_{i}" for i in range(len(widths)))
         self.norm = group_norm(channels)
         self.last: nn.Module
         if isinstance(latent, int):
@@ -71,24 +73,40 @@ class ResidualEncoder(nn.Module):
         else:
             self.last = nn.Conv2d(channels, 2 * latent[0], 3, padding=1)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Normal:
-        """q(z|x): x (B, C, H, W) in [-1, 1], cond (B,) long or None."""
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, hidden: Sequence[str] = ()
+    ) -> Normal | tuple[Normal, Features]:
+        """Return q(z|x); with `hidden`, (q, features by name).
+
+        Arguments:
+            x: (B, C, H, W) in [-1, 1].
+            cond: labels (B,) int64, or None for the null class.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x is not (B, *shape), cond does not fit, or a name in `hidden` is unknown.
+        """
         check_event("x", x, self.shape)
+        features = HiddenFeatures(self.layers, hidden)
         embedding = self.label(cond, x)
         h = self.first(x)
         for i, level in enumerate(self.levels):
             if i:
                 h = F.avg_pool2d(h, 2)
-            h = level(h, embedding)
-        return normal(self.last(F.silu(self.norm(h))))
+            h = features.record(f"level_{i}", level(h, embedding))
+        return features.beside(normal(self.last(F.silu(self.norm(h)))))
 
 
 class MLPEncoder(nn.Module):
     """A residual MLP: (B, *features) to a Normal over (B, latent) with log std in [-10, 5].
 
-    Arguments: features, an int or the shape of an event, an image's for one, which is flattened; depth, the number of
-    residual blocks of `width`; num_classes as in ResidualEncoder.
-    Raises ValueError when x is not (B, *features) or cond does not fit.
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, width).
+
+    Arguments:
+        features: an int, or the shape of an event, such as an image's, which is flattened.
+        latent: features of z.
+        width: features of each block.
+        depth: the number of residual blocks.
+        num_classes: as for ResidualEncoder.
     """
 
     def __init__(
@@ -105,14 +123,24 @@ class MLPEncoder(nn.Module):
         self.label = ClassEmbedding(num_classes, width)
         self.first = nn.Linear(math.prod(self.features), width)
         self.blocks = nn.ModuleList(DenseBlock(width, None if num_classes is None else width) for _ in range(depth))
+        self.layers = tuple(f"block_{i}" for i in range(depth))
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, 2 * latent)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Normal:
-        """q(z|x): x (B, *features), cond (B,) long or None."""
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, hidden: Sequence[str] = ()
+    ) -> Normal | tuple[Normal, Features]:
+        """Return q(z|x) of x (B, *features); the others as for ResidualEncoder."""
         check_event("x", x, self.features)
+        features = HiddenFeatures(self.layers, hidden)
         embedding = self.label(cond, x)
         h = self.first(x.flatten(1))
-        for block in self.blocks:
-            h = block(h, embedding)
-        return normal(self.last(F.silu(self.norm(h))))
+        for name, block in zip(self.layers, self.blocks):
+            h = features.record(name, block(h, embedding))
+        return features.beside(normal(self.last(F.silu(self.norm(h)))))
+
+
+def normal(raw: Tensor) -> Normal:
+    """Return a Normal over (B, C, ...) of means and then log stds, (B, 2 C, ...)."""
+    mean, log_std = raw.chunk(2, dim=1)
+    return Normal(mean, soft_clamp(log_std, *LOG_STD).exp())

@@ -1,15 +1,26 @@
 """Vision networks: a transformer encoder, and any timm backbone as an encoder or as a source of features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..conditions import ClassEmbedding
 from ..distributions import Normal
-from ..layers import TransformerBlock, check_event, check_image_shape, check_images, positions
+from ..layers import (
+    Features,
+    HiddenFeatures,
+    TransformerBlock,
+    check_event,
+    check_image_shape,
+    check_images,
+    check_patch,
+    positions,
+)
 from .residual import normal
 
 __all__ = ["TimmEncoder", "TimmFeatures", "ViTEncoder"]
@@ -18,14 +29,25 @@ __all__ = ["TimmEncoder", "TimmFeatures", "ViTEncoder"]
 class ViTEncoder(nn.Module):
     """A vision transformer: (B, C, H, W) to a Normal over (B, latent) with log std in [-10, 5].
 
-    Patches, linearly embedded, with fixed sinusoids of their place, and a learned token, off which the latent is read.
-    Dosovitskiy et al. 2020, arXiv 2010.11929, but for the places, which it learns.
+    Patches are embedded linearly, with fixed sinusoids of their positions added, and a learned token is put before
+    them, whose last features are mapped to the latent. Dosovitskiy et al. 2020, arXiv 2010.11929, but for the
+    positions, which they learn.
 
-    Arguments: latent, an int; patch, the side of a patch; width, divisible by 4; depth, the number of blocks; heads,
-    which divide width; num_classes, for labels that add to the learned token, None being the null class.
-    Raises ValueError when `shape` is another, patch does not divide its sides, for the arguments above, when x is not
-    (B, *shape), or cond does not fit.
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, 1 + H W / patch², width), the learned token first.
+
+    Arguments:
+        shape: (C, H, W) of x.
+        latent: features of z.
+        patch: the side of a patch, which divides H and W.
+        width: features of a token, divisible by 4.
+        depth: the number of blocks, at least 1.
+        heads: attention heads, which divide width.
+        num_classes: for labels, which are added to the learned token; the null class is `num_classes`.
+    Raises:
+        ValueError: an argument is not as above.
     """
+
+    place: Tensor
 
     def __init__(
         self,
@@ -39,39 +61,175 @@ class ViTEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_image_shape(shape, "MLPEncoder")
-        channels, height, long = shape
-        if patch < 1 or height % patch or long % patch:
-            raise ValueError(f"patch must divide the sides of shape {tuple(shape)}; got {patch}")
+        check_patch(shape, patch)
         if depth < 1:
             raise ValueError(f"depth must be at least 1; got {depth}")
         self.shape, self.latent, self.patch, self.num_classes = tuple(shape), latent, patch, num_classes
+        channels, height, long = shape
         self.label = ClassEmbedding(num_classes, width)
         self.first = nn.Linear(channels * patch**2, width)
         self.register_buffer("place", positions(width, height // patch, long // patch), persistent=False)
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
+        self.layers = tuple(f"block_{i}" for i in range(depth))
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, 2 * latent)
 
-    place: Tensor
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, hidden: Sequence[str] = ()
+    ) -> Normal | tuple[Normal, Features]:
+        """Return q(z|x); with `hidden`, (q, features by name).
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Normal:
-        """q(z|x): x (B, C, H, W) in [-1, 1], cond (B,) long or None."""
+        Arguments:
+            x: (B, C, H, W) in [-1, 1].
+            cond: labels (B,) int64, or None for the null class.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x is not (B, *shape), cond does not fit, or a name in `hidden` is unknown.
+        """
         check_event("x", x, self.shape)
+        features = HiddenFeatures(self.layers, hidden)
         label = self.label(cond, x)
         token = self.token.expand(len(x), -1) if label is None else self.token + label
-        patches = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
+        patches = self.first(rearrange(F.pixel_unshuffle(x, self.patch), "b c h w -> b (h w) c"))
         h = torch.cat([token[:, None].to(patches.dtype), patches + self.place.to(patches.dtype)], dim=1)
-        for block in self.blocks:
-            h = block(h)
-        return normal(self.last(self.norm(h[:, 0])))
+        for name, block in zip(self.layers, self.blocks):
+            h = features.record(name, block(h))
+        return features.beside(normal(self.last(self.norm(h[:, 0]))))
+
+
+class TimmEncoder(nn.Module):
+    """Any timm backbone, then a linear layer: (B, C, H, W) to a Normal over (B, latent) with log std in [-10, 5].
+
+    Images are normalized from [-1, 1] to what the backbone was trained on. Many backbones have BatchNorm, whose
+    statistics are each process's own, and which refuses two forwards before one backward under DistributedDataParallel;
+    frozen it is harmless.
+
+    `layers`, its hidden layers, are the modules that timm names in the backbone's feature_info, such as layer1 of a
+    ResNet or blocks.0 of a vision transformer; a feature is what the module returns, maps (B, c, h, w) in some
+    networks, (B, h, w, c) or tokens (B, N, c) in others.
+
+    Arguments:
+        name: as in timm.list_models(). timm is imported here.
+        latent: features of z.
+        pretrained: True for timm's weights (from the network or its cache), or a path to a file of them.
+        frozen: train the last layer only: the backbone's parameters get no gradient and it stays in eval mode.
+        channels: C of x.
+        options: what timm.create_model takes besides, such as img_size for a transformer.
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: there are no such weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        latent: int,
+        pretrained: bool | str = False,
+        frozen: bool = False,
+        channels: int = 3,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.latent, self.channels, self.frozen = latent, channels, frozen
+        self.backbone = _Normalized(name, pretrained, channels, num_classes=0, **options)
+        self.layers = _named_layers(self.backbone.model)
+        if frozen:
+            self.backbone.requires_grad_(False).eval()
+        # as wide as what comes out: num_features leaves out what some models add at the end
+        self.last = nn.Linear(
+            getattr(self.backbone.model, "head_hidden_size", self.backbone.model.num_features), 2 * latent
+        )
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        """Set the mode, but of a frozen backbone, which stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor, cond: None = None, hidden: Sequence[str] = ()) -> Normal | tuple[Normal, Features]:
+        """Return q(z|x); with `hidden`, (q, features by name).
+
+        Arguments:
+            x: (B, C, H, W) in [-1, 1].
+            cond: None.
+            hidden: names out of `layers`.
+        Raises:
+            ValueError: x is not (B, C, H, W), cond is not None, a name in `hidden` is unknown, or its module returned
+                no tensor.
+        """
+        check_images(x, self.channels)
+        if cond is not None:
+            raise ValueError(f"cond must be None for a TimmEncoder; got a {type(cond).__name__}")
+        features = HiddenFeatures(self.layers, hidden)
+        with ExitStack() as hooks:
+            for name in hidden:
+                module = self.backbone.model.get_submodule(name)
+                hooks.enter_context(module.register_forward_hook(_recording(features, name)))
+            output = self.backbone(x)
+        missing = [name for name in hidden if not isinstance(features.features.get(name), Tensor)]
+        if missing:
+            raise ValueError(f"hidden must name modules that return a tensor; got {', '.join(missing)}")
+        return features.beside(normal(self.last(output)))
+
+
+class TimmFeatures(nn.Module):
+    """Feature maps of a frozen timm backbone, finest first: (B, C, H, W) in [-1, 1] to [(B, c_i, h_i, w_i), ...].
+
+    For discriminators and perceptual distances. Its parameters get no gradient and it stays in eval mode, but x does
+    get one, twice if need be: fused attention, which refuses double backward, is switched off. `widths` are the c_i.
+
+    Arguments:
+        name, pretrained, channels, options: as for TimmEncoder.
+        stages: indices of those that the maps come from, all by default.
+        size: side that images are resized to first, bilinearly; None for none.
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: there are no such weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stages: Sequence[int] | None = None,
+        pretrained: bool | str = False,
+        channels: int = 3,
+        size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+        if stages is not None:
+            options["out_indices"] = tuple(stages)
+        self.backbone = _Normalized(name, pretrained, channels, features_only=True, **options)
+        self.widths = tuple(self.backbone.model.feature_info.channels())
+        attentions: list[Any] = [module for module in self.backbone.modules() if hasattr(module, "fused_attn")]
+        for attention in attentions:
+            attention.fused_attn = False
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "TimmFeatures":
+        """Do nothing: it stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps, finest first, of x (B, C, H, W) in [-1, 1]; raises ValueError for another shape."""
+        check_images(x, self.channels)
+        if self.size is not None:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
+        maps = self.backbone(x)
+        # some models have their channels last
+        return [h if h.shape[1] == c else rearrange(h, "b h w c -> b c h w") for h, c in zip(maps, self.widths)]
 
 
 class _Normalized(nn.Module):
     """A timm model that takes images in [-1, 1]: they become ((x + 1) / 2 - mean) / std of its own training data.
 
-    For other than three channels, mean and std are the averages of the three. Built by name; where weights are wanted
-    and cannot be had, one message says which, why, and what to do.
+    For other than three channels, mean and std are the averages of the three.
+
+    Arguments: as for TimmEncoder. Raises: as TimmEncoder; where weights are wanted and cannot be had, one message with
+    which, why, and the remedy.
     """
 
     model: Any
@@ -103,100 +261,25 @@ class _Normalized(nn.Module):
         for key in ("mean", "std"):
             value = torch.tensor(config[key])
             value = value if len(value) == channels else value.mean().expand(channels)
-            self.register_buffer(key, value.reshape(-1, 1, 1).clone(), persistent=False)
+            self.register_buffer(key, rearrange(value, "c -> c 1 1").clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
+        """Return what the model returns, of x (B, C, H, W) in [-1, 1]."""
         return self.model(((x + 1) / 2 - self.mean.to(x.dtype)) / self.std.to(x.dtype))
 
 
-class TimmEncoder(nn.Module):
-    """Any timm backbone, then a linear layer: (B, C, H, W) to a Normal over (B, latent) with log std in [-10, 5].
-
-    Images are normalized from [-1, 1] to what the backbone was trained on. Many backbones have BatchNorm, whose
-    statistics are each process's own, and which refuses two forwards before one backward under DistributedDataParallel;
-    frozen it is harmless.
-
-    Arguments: name, as in timm.list_models(); latent, an int; pretrained, True for timm's weights (from the network or
-    its cache) or a path to a file of them; frozen, to train the last layer only: the backbone's parameters get no
-    gradient and it stays in eval mode; channels C; options, what timm.create_model takes besides, such as img_size for
-    a transformer. timm is imported here.
-    Raises ValueError for an unknown name and for x not (B, C, H, W) or a cond; RuntimeError where there are no weights.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        latent: int,
-        pretrained: bool | str = False,
-        frozen: bool = False,
-        channels: int = 3,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self.latent, self.channels, self.frozen = latent, channels, frozen
-        self.backbone = _Normalized(name, pretrained, channels, num_classes=0, **options)
-        if frozen:
-            self.backbone.requires_grad_(False).eval()
-        # as wide as what comes out: num_features leaves out what some models add at the end
-        self.last = nn.Linear(
-            getattr(self.backbone.model, "head_hidden_size", self.backbone.model.num_features), 2 * latent
-        )
-
-    def train(self, mode: bool = True) -> "TimmEncoder":
-        """The last layer only, if frozen."""
-        super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
-    def forward(self, x: Tensor, cond: None = None) -> Normal:
-        """q(z|x): x (B, C, H, W) in [-1, 1]; cond must be None."""
-        check_images(x, self.channels)
-        if cond is not None:
-            raise ValueError("cond must be None for a TimmEncoder; got something else")
-        return normal(self.last(self.backbone(x)))
+def _named_layers(model: Any) -> tuple[str, ...]:
+    """Return the names of a timm model's hidden layers: modules of its feature_info, or else its parts."""
+    modules = dict(model.named_modules())
+    infos = getattr(model, "feature_info", None) or ()
+    names = tuple(info["module"] for info in infos if info.get("module") in modules)
+    return names or tuple(name for name, _ in model.named_children())
 
 
-class TimmFeatures(nn.Module):
-    """Feature maps of a frozen timm backbone, finest first: (B, C, H, W) in [-1, 1] to [(B, c_i, h_i, w_i), ...].
+def _recording(features: HiddenFeatures, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    """Return a forward hook that records its module's output."""
 
-    For discriminators and perceptual distances. Its parameters get no gradient and it stays in eval mode, but x does
-    get one, twice if need be: fused attention, which refuses double backward, is switched off.
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        features.record(name, output)
 
-    Arguments: name, pretrained, channels and options as in TimmEncoder; layers, the stages out of which the maps come,
-    all by default; size, to which images are brought first, bilinearly. `widths` are the c_i.
-    Raises ValueError for an unknown name and for x not (B, C, H, W); RuntimeError where there are no weights.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        layers: Sequence[int] | None = None,
-        pretrained: bool | str = False,
-        channels: int = 3,
-        size: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        self.channels, self.size = channels, size
-        if layers is not None:
-            options["out_indices"] = tuple(layers)
-        self.backbone = _Normalized(name, pretrained, channels, features_only=True, **options)
-        self.widths = tuple(self.backbone.model.feature_info.channels())
-        attentions: list[Any] = [module for module in self.backbone.modules() if hasattr(module, "fused_attn")]
-        for attention in attentions:
-            attention.fused_attn = False
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "TimmFeatures":
-        """Nothing: it stays in eval mode."""
-        return super().train(False)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps, finest first: x (B, C, H, W) in [-1, 1]."""
-        check_images(x, self.channels)
-        if self.size is not None:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
-        maps = self.backbone(x)
-        # some models have their channels last
-        return [h if h.shape[1] == c else h.permute(0, 3, 1, 2) for h, c in zip(maps, self.widths)]
+    return hook

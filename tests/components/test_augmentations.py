@@ -4,20 +4,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import generator
 
 from components.augmentations import DiffAugment, horizontal_flip, random_crop
 from components.discriminators import PatchDiscriminator
 from hybrids.critic import Critic
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def generator():
-    return torch.Generator().manual_seed(1)
-
 
 ALL = ("color", "translation", "cutout")
 KINDS = pytest.mark.parametrize("kinds", [ALL, *((kind,) for kind in ALL)], ids=["all", *ALL])
@@ -88,8 +79,8 @@ def test_translation_moves_by_whole_pixels_up_to_an_eighth():
     out = DiffAugment(("translation",))(x)
     padded = F.pad(x[0], (1, 1, 2, 2))
     windows = {(i, j): padded[:, i : i + 16, j : j + 8] for i in range(5) for j in range(3)}
-    found = {place for image in out for place, window in windows.items() if torch.equal(image, window)}
-    assert found == set(windows)
+    drawn = {place for image in out for place, window in windows.items() if torch.equal(image, window)}
+    assert drawn == set(windows)
     assert all(any(torch.equal(image, window) for window in windows.values()) for image in out)
 
 
@@ -112,9 +103,9 @@ def test_cutout_is_a_box_of_half_the_sides(sides):
 def test_a_critic_augments_both_sides_and_the_penalty_goes_through():
     critic = Critic(PatchDiscriminator(3, width=8), r1=1.0, augment=DiffAugment())
     x, fake = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8, requires_grad=True)
-    told = critic.tell(x, fake)
-    assert told["r1"][1].shape == (4,) and (told["r1"][1] > 0).all()
-    told.total.backward()
+    terms = critic.tell(x, fake)
+    assert terms["r1"][1].shape == (4,) and (terms["r1"][1] > 0).all()
+    terms.total.backward()
     assert fake.grad is None
     critic.fool(fake).total.backward()
     assert fake.grad.flatten(1).any(1).all()
@@ -135,13 +126,13 @@ def test_crop_is_a_window_of_the_padded_image(fill):
     out = random_crop(x, 1, fill, generator())
     padded = F.pad(x[0], (1, 1, 1, 1), value=fill)
     windows = [padded[:, i : i + 4, j : j + 6] for i in range(3) for j in range(3)]
-    seen = [[torch.equal(image, window) for window in windows] for image in out]
-    assert torch.tensor(seen).any(1).all() and torch.tensor(seen).any(0).all()
+    same = torch.tensor([[torch.equal(image, window) for window in windows] for image in out])
+    assert same.any(1).all() and same.any(0).all()
     assert torch.equal(random_crop(x, 0), x)
     assert torch.equal(out, random_crop(x, 1, fill, generator()))
 
 
-@pytest.mark.parametrize("build, message", [
+@pytest.mark.parametrize("make, message", [
     (lambda: DiffAugment(("colour",)), r"kinds must be out of \('color', 'translation', 'cutout'\); got \('colour',\)"),
     (lambda: DiffAugment(strength=1.5), r"strength must be in \[0, 1\]; got 1.5"),
     (lambda: DiffAugment()(torch.zeros(4, 3)), r"x must be \(B, C, H, W\); got shape \(4, 3\)"),
@@ -150,6 +141,6 @@ def test_crop_is_a_window_of_the_padded_image(fill):
     (lambda: random_crop(torch.zeros(4, 3, 2, 2), -1), "padding must not be negative; got -1"),
     (lambda: random_crop(torch.zeros(4, 3), 1), "x must be"),
 ])  # fmt: skip
-def test_refusals(build, message):
+def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
-        build()
+        make()

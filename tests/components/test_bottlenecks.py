@@ -9,11 +9,6 @@ from components import bottlenecks
 from components.bottlenecks import FSQ, VQ
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def started(codes=5, features=2, **options):
     """A VQ whose codes have all been counted, so that the next forward revives none."""
     vq = VQ(codes, features, **options)
@@ -69,7 +64,7 @@ def test_vq_straight_through_jacobian_is_the_identity(decay, training):
     torch.testing.assert_close(jacobian(vq, torch.randn(2, 2, 2, 2)), torch.eye(16), atol=0, rtol=0)
 
 
-def test_losses_are_of_z_before_the_straight_through_line_and_beta_weighs_commitment():
+def test_losses_are_of_z_before_the_straight_through_estimator_and_beta_weighs_commitment():
     vq, z = started(commitment=0.3, decay=None), torch.randn(4, 2, 3, 3, requires_grad=True)
     out = vq(z)
     beta, commitment = out.losses["commitment"]
@@ -184,7 +179,7 @@ def test_eval_and_no_grad_change_nothing(decay, how):
 
 def test_trap_31_statistics_are_those_of_all_ranks(monkeypatch):
     """Trap 31: each rank's own counts. Guard: counts, sums and draws are all-reduced. Here the second rank is feigned:
-    it sees what the first sees, so all sums double, and the codes are those of one process with the batch twice."""
+    its batch is the first one's, so all sums double, and the codes are those of one process with the batch twice."""
     alone, z = started(decay=0.7), torch.randn(30, 2)
     feigned = copy.deepcopy(alone)
     alone(z.repeat(2, 1))
@@ -266,7 +261,7 @@ def test_codebook_survives_a_checkpoint():
     assert torch.equal(other.counts, vq.counts) and vq.counts.sum() > 0
 
 
-@pytest.mark.parametrize("build, message", [
+@pytest.mark.parametrize("make, message", [
     (lambda: VQ(1, 2), "codes must be at least 2 and features at least 1; got 1 and 2"),
     (lambda: VQ(2, 0), "got 2 and 0"),
     (lambda: VQ(2, 2, commitment=-1.0), "commitment must not be negative; got -1.0"),
@@ -280,6 +275,6 @@ def test_codebook_survives_a_checkpoint():
     (lambda: VQ(2, 3).lookup(torch.zeros(4, 3)), r"indices must be \(B,\) or \(B, h, w\) of dtype int64; got shape"),
     (lambda: FSQ().lookup(torch.zeros(4)), "indices must be"),
 ])  # fmt: skip
-def test_refusals(build, message):
+def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
-        build()
+        make()

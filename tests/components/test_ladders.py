@@ -4,36 +4,26 @@ import re
 
 import pytest
 import torch
-from torch import nn
+from answers import assert_gradients, randomized
 
 from components.distributions import kl
 from components.ladders import BottomUp, DenseBottomUp, convolutional_ladder, dense_ladder
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def randomized(*modules):
-    for module in modules:
-        for p in module.parameters():
-            nn.init.normal_(p, std=0.2)
 
 
 def build(kind, levels=3, **options):
     """A ladder with weights that are anything, and an x for it."""
     ladder = dense_ladder(5, levels, 2, 8, **options) if kind == "dense" else convolutional_ladder(
         (1, 8, 8), levels, 2, 8, **options)  # fmt: skip
-    randomized(ladder.encoder, *ladder.levels)
+    for module in (ladder.encoder, *ladder.levels):
+        randomized(module, 0.2)
     return ladder, torch.randn(4, 5) if kind == "dense" else torch.randn(4, 1, 8, 8)
 
 
 def descend(ladder, x, cond=None):
     """Posteriors, priors and the lowest state, with each z at its posterior's mean."""
-    seen, above, pairs = ladder.encoder(x, cond), None, []
+    features, above, pairs = ladder.encoder(x, cond), None, []
     for level in ladder.levels:
-        q, p = level.posterior(above, seen, cond), level.prior(above, cond)
+        q, p = level.posterior(above, features, cond), level.prior(above, cond)
         pairs.append((q, p))
         above = level.below(above, q.mean, cond)
     return pairs, above
@@ -74,14 +64,14 @@ def test_every_prior_starts_as_the_standard_normal(ladder):
 
 
 @KINDS
-def test_a_posterior_sees_x_and_what_is_above_and_a_prior_only_what_is_above(kind):
+def test_a_posterior_depends_on_x_and_the_state_above_and_a_prior_on_the_state_alone(kind):
     ladder, x = build(kind)
-    seen, other = ladder.encoder(x), ladder.encoder(x + 1)
+    features, other = ladder.encoder(x), ladder.encoder(x + 1)
     top = ladder.levels[0]
-    above = top.below(None, top.posterior(None, seen).mean)
+    above = top.below(None, top.posterior(None, features).mean)
     level, shifted = ladder.levels[1], above + torch.randn_like(above)
-    for changed in (level.posterior(shifted, seen), level.posterior(above, other)):
-        assert (changed.mean - level.posterior(above, seen).mean).abs().max() > 1e-3
+    for changed in (level.posterior(shifted, features), level.posterior(above, other)):
+        assert (changed.mean - level.posterior(above, features).mean).abs().max() > 1e-3
     assert (level.prior(shifted).mean - level.prior(above).mean).abs().max() > 1e-3
 
 
@@ -91,12 +81,11 @@ def test_every_parameter_has_a_gradient(kind):
     pairs, state = descend(ladder, x, torch.tensor([0, 1, 2, 3]))
     (state.square().sum() + sum(kl(q, p).sum() for q, p in pairs)).backward()
     for module in (ladder.encoder, *ladder.levels):
-        for name, p in module.named_parameters():
-            assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+        assert_gradients(module)
 
 
 @KINDS
-def test_every_level_hears_of_the_label(kind):
+def test_every_level_depends_on_the_label(kind):
     """And none at all means the null class."""
     ladder, x = build(kind, num_classes=3)
     null = torch.full((4,), 3)
@@ -108,32 +97,6 @@ def test_every_level_hears_of_the_label(kind):
         torch.testing.assert_close(p.mean.expand_as(same_p.mean), same_p.mean)
 
 
-# Refusals
-
-
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(
-        ValueError, match=r"shape must have sides divisible by the down-sampling factor 16 .*\(1, 8, 8\)"
-    ):
-        convolutional_ladder((1, 8, 8), 5)
-    for make in (dense_ladder, convolutional_ladder):
-        with pytest.raises(ValueError, match="levels must be at least 1; got 0"):
-            make((1, 8, 8) if make is convolutional_ladder else 5, 0)
-    for make in (lambda: convolutional_ladder((2,)), lambda: BottomUp((2,), 8, (1, 2))):
-        with pytest.raises(
-            ValueError, match=r"shape must be \(C, H, W\); got \(2,\): for points use (dense_ladder|DenseBottomUp)"
-        ):
-            make()
-    ladder, x = build("convolutional")
-    with pytest.raises(ValueError, match="above must be the state of the level above, since this level has no start"):
-        ladder.levels[1].prior(None)
-    with pytest.raises(ValueError, match="cond must be None for a network built with num_classes=None"):
-        ladder.levels[0].prior(None, torch.tensor([0]))
-    for encoder in (BottomUp((1, 8, 8), 8, (1, 2)), DenseBottomUp(5, 8, 2)):
-        with pytest.raises(ValueError, match="x must be"):
-            encoder(torch.randn(2, 3, 8, 8))
-
-
 @KINDS
 def test_features_of_another_level_or_none_at_all_are_refused(kind):
     """Such as x itself, where the model has no encoder, of which place 0 is an example."""
@@ -141,6 +104,28 @@ def test_features_of_another_level_or_none_at_all_are_refused(kind):
     top, sides = ladder.levels[0], "" if kind == "dense" else ", 2, 2"
     message = f"x[0] must be the encoder's features of this level, (B, C{sides}) as its state is; got shape "
     wrong = [x] if kind == "dense" else [x, ladder.encoder(x)[::-1]]
-    for seen in wrong:
-        with pytest.raises(ValueError, match=re.escape(message + str(tuple(seen[0].shape)))):
-            top.posterior(None, seen)
+    for features in wrong:
+        with pytest.raises(ValueError, match=re.escape(message + str(tuple(features[0].shape)))):
+            top.posterior(None, features)
+
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: convolutional_ladder((1, 8, 8), 5),
+     r"shape must have sides divisible by the down-sampling factor 16 .*\(1, 8, 8\)"),
+    (lambda: dense_ladder(5, 0), "levels must be at least 1; got 0"),
+    (lambda: convolutional_ladder((1, 8, 8), 0), "levels must be at least 1; got 0"),
+    (lambda: convolutional_ladder((2,)), r"shape must be \(C, H, W\); got \(2,\): for points use dense_ladder"),
+    (lambda: BottomUp((2,), 8, (1, 2)), r"shape must be \(C, H, W\); got \(2,\): for points use DenseBottomUp"),
+    (lambda: build("convolutional")[0].levels[1].prior(None),
+     "above must be the state of the level above, since this level has no start"),
+    (lambda: build("convolutional")[0].levels[0].prior(None, torch.tensor([0])),
+     "cond must be None for a network built with num_classes=None"),
+    (lambda: BottomUp((1, 8, 8), 8, (1, 2))(X), r"x must be \(B, 1, 8, 8\); got shape \(2, 3, 8, 8\)"),
+    (lambda: DenseBottomUp(5, 8, 2)(X), r"x must be \(B, 5\); got shape \(2, 3, 8, 8\)"),
+])  # fmt: skip
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

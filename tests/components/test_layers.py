@@ -1,105 +1,31 @@
 import math
-import re
 
 import pytest
 import torch
+from answers import assert_gradients, randomized
 from torch import nn
 
-from components.conditions import ClassEmbedding, TimeEmbedding, sinusoidal
+from components.conditions import sinusoidal
 from components.layers import (
+    Attention,
     DenseBlock,
     FourierFeatures,
+    HiddenFeatures,
     ResidualBlock,
     ResidualLevel,
     SelfAttention,
+    TransformerBlock,
     Upsample,
     check_event,
     check_image_shape,
     check_images,
+    check_patch,
     group_norm,
+    heads_of,
+    positions,
     pyramid,
     soft_clamp,
 )
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def randomized(module):
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return module
-
-
-def test_sinusoidal_is_the_formula():
-    t = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
-    out = sinusoidal(t, 6)
-    for i, time in enumerate(t.tolist()):
-        for k in range(3):
-            angle = 1000 * time * 10000 ** (-k / 3)
-            assert out[i, k].item() == pytest.approx(math.cos(angle), abs=1e-9)
-            assert out[i, 3 + k].item() == pytest.approx(math.sin(angle), abs=1e-9)
-
-
-def test_time_embedding_takes_scalars_batches_and_doubles():
-    embed, x = TimeEmbedding(16), torch.randn(3, 2)
-    batch = embed(torch.full((3,), 0.3), x)
-    assert batch.shape == (3, 16) and batch.dtype == torch.float32
-    for t in (torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), torch.full((3,), 0.3, dtype=torch.float64)):
-        torch.testing.assert_close(embed(t, x), batch, atol=1e-4, rtol=1e-4)
-    assert embed.bfloat16()(torch.tensor(0.3), x).dtype == torch.bfloat16
-
-
-def test_time_embedding_tells_neighbouring_times_apart_in_bf16():
-    embed, t = TimeEmbedding(16).bfloat16(), torch.arange(900, 1000, dtype=torch.float64) / 1000
-    assert len(embed(t, torch.zeros(100, 1)).float().unique(dim=0)) > 90
-
-
-@pytest.mark.parametrize("t, message", [
-    (torch.zeros(2), r"t must be \(B,\) or \(\) in \[0, 1\] with B = 3; got shape \(2,\)"),
-    (torch.zeros(3, 1), r"got shape \(3, 1\)"),
-    (torch.zeros(3, dtype=torch.long), r"t must be floating point in \[0, 1\]; got torch.int64"),
-])  # fmt: skip
-def test_time_embedding_refuses(t, message):
-    with pytest.raises(ValueError, match=message):
-        TimeEmbedding(16)(t, torch.randn(3, 2))
-
-
-def test_class_embedding_null_is_the_last_row():
-    embed, x = ClassEmbedding(4, 8), torch.randn(3, 2)
-    null = embed(None, x)
-    assert torch.equal(null, embed(torch.full((3,), 4), x)) and torch.equal(null[0], embed.table.weight[4])
-    assert not torch.equal(null[0], embed(torch.tensor([0, 1, 2]), x)[0])
-    null.sum().backward()
-    assert embed.table.weight.grad is not None
-
-
-@pytest.mark.parametrize("cond, message", [
-    (torch.zeros(2, dtype=torch.long), r"labels \(B,\) of dtype int64 with B = 3; got shape \(2,\)"),
-    (torch.zeros(3, 1, dtype=torch.long), r"got shape \(3, 1\)"),
-    (torch.zeros(3), "of dtype torch.float32"),
-    (([1], [2]), "got tuple"),
-])  # fmt: skip
-def test_class_embedding_refuses(cond, message):
-    with pytest.raises(ValueError, match=message):
-        ClassEmbedding(4, 8)(cond, torch.randn(3, 2))
-
-
-def test_class_embedding_without_classes():
-    embed, x = ClassEmbedding(None, 8), torch.randn(3, 2)
-    assert embed(None, x) is None and not list(embed.parameters())
-    with pytest.raises(ValueError, match="cond must be None for a network built with num_classes=None"):
-        embed(torch.zeros(3, dtype=torch.long), x)
-
-
-@pytest.mark.parametrize(
-    "cond, name", [(torch.zeros(3, dtype=torch.long), "labels"), ((torch.zeros(3, 2, 4), None), "a tuple")]
-)
-def test_class_embedding_without_classes_says_what_it_was_given(cond, name):
-    with pytest.raises(ValueError, match=f"for a network built with num_classes=None; got {name}"):
-        ClassEmbedding(None, 8)(cond, torch.randn(3, 2))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 4)])
@@ -150,41 +76,6 @@ def test_pyramid_defaults():
     assert pyramid((1, 8, 8), (1, 1, 1, 1)) == ((1, 1, 1, 1), (1, 1))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (((1, 10, 10), (1, 2, 4)), r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 10, 10\)"),
-    (((1, 8, 8), ()), "multipliers must have at least one entry"),
-    (((1, 8, 8), None, (3, 3)), r"got \(3, 3\) for shape \(1, 8, 8\)"),
-    (((1, 8, 16), None, (4, 4)), r"got \(4, 4\) for shape \(1, 8, 16\)"),
-    (((1, 4, 4), None, (8, 8)), r"got \(8, 8\) for shape \(1, 4, 4\)"),
-    (((1, 8, 8), (1, 2, 4), (4, 4)), r"multipliers must have 2 entries .* got \(1, 2, 4\)"),
-])  # fmt: skip
-def test_pyramid_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        pyramid(*arguments)
-
-
-def test_check_event():
-    check_event("x", torch.zeros(2, 3), (3,))
-    with pytest.raises(ValueError, match=r"x must be \(B, 3\); got shape \(2, 4\)"):
-        check_event("x", torch.zeros(2, 4), (3,))
-
-
-@pytest.mark.parametrize("shape", [(2,), (2, 8), (1, 2, 8, 8), ()])
-def test_check_image_shape(shape):
-    check_image_shape((2, 8, 8), "MLP")
-    with pytest.raises(
-        ValueError, match=rf"shape must be \(C, H, W\); got {re.escape(str(shape))}: for points use MLP"
-    ):
-        check_image_shape(shape, "MLP")
-
-
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 8, 8), (2, 8, 8, 3)])
-def test_check_images(shape):
-    check_images(torch.zeros(2, 3, 8, 8), 3)
-    with pytest.raises(ValueError, match=rf"x must be \(B, 3, H, W\); got shape {re.escape(str(shape))}"):
-        check_images(torch.zeros(shape), 3)
-
-
 def test_residual_parts_start_as_the_identity():
     x, e = torch.randn(2, 8, 4, 4), torch.randn(2, 6)
     assert torch.equal(ResidualBlock(8, 8)(x), x)
@@ -203,8 +94,7 @@ def test_blocks_use_every_parameter_and_the_embedding(block, shape):
     assert out.shape == (2, 12 if len(shape) == 4 else 8, *shape[2:])
     out.square().sum().backward()
     assert e.grad.abs().sum() > 0
-    for name, parameter in block.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert_gradients(block)
 
 
 def test_residual_block_drops_out_in_training_only():
@@ -232,3 +122,77 @@ def test_upsample_doubles():
     nn.init.dirac_(up.conv.weight), nn.init.zeros_(up.conv.bias)
     x = torch.randn(2, 4, 2, 3)
     assert torch.equal(up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+def test_attention_is_its_formula():
+    attention, x, context = Attention(8, 2, context=5), torch.randn(3, 4, 8), torch.randn(3, 6, 5)
+    mask = torch.rand(3, 6) < 0.5
+    mask[:, 0] = True
+    k, v = attention.key_value(context).chunk(2, dim=2)
+    heads = []
+    for part in (slice(0, 4), slice(4, 8)):
+        scores = attention.query(x)[:, :, part] @ k[:, :, part].transpose(1, 2) / 2
+        heads.append(scores.masked_fill(~mask[:, None], -torch.inf).softmax(2) @ v[:, :, part])
+    expected = attention.projection(torch.cat(heads, dim=2))
+    torch.testing.assert_close(attention(x, context, mask), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_plain_block():
+    block, x = TransformerBlock(16, 4), torch.randn(3, 5, 16)
+    block(x).square().sum().backward()
+    assert block(x).shape == x.shape
+    assert_gradients(block)
+
+
+def test_positions():
+    one = positions(8, 5)
+    torch.testing.assert_close(one, sinusoidal(torch.arange(5.0), 8, scale=1.0))
+    two = positions(8, 2, 3)
+    assert two.shape == (6, 8) and len(two.unique(dim=0)) == 6
+    # places differ by a rotation of each pair: products depend on the difference only
+    products = positions(16, 12) @ positions(16, 12).T
+    torch.testing.assert_close(products[:-3, :-3], products[3:, 3:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels, heads", [(1, 1), (64, 1), (65, 5), (96, 2), (128, 2), (130, 5)])
+def test_heads_are_the_fewest_of_at_most_64_channels(channels, heads):
+    assert heads_of(channels) == heads and channels % heads == 0 and channels // heads <= 64
+
+
+def test_checks_accept_what_fits():
+    check_event("x", torch.zeros(2, 3), (3,))
+    check_image_shape((2, 8, 8), "MLP")
+    check_images(torch.zeros(2, 3, 8, 8), 3)
+    check_patch((2, 8, 4), 4)
+
+
+IMAGE = r"shape must be \(C, H, W\); got {}: for points use MLP"
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: pyramid((1, 10, 10), (1, 2, 4)),
+     r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 10, 10\)"),
+    (lambda: pyramid((1, 8, 8), ()), "multipliers must have at least one entry"),
+    (lambda: pyramid((1, 8, 8), None, (3, 3)), r"got \(3, 3\) for shape \(1, 8, 8\)"),
+    (lambda: pyramid((1, 8, 16), None, (4, 4)), r"got \(4, 4\) for shape \(1, 8, 16\)"),
+    (lambda: pyramid((1, 4, 4), None, (8, 8)), r"got \(8, 8\) for shape \(1, 4, 4\)"),
+    (lambda: pyramid((1, 8, 8), (1, 2, 4), (4, 4)), r"multipliers must have 2 entries .* got \(1, 2, 4\)"),
+    (lambda: check_event("x", torch.zeros(2, 4), (3,)), r"x must be \(B, 3\); got shape \(2, 4\)"),
+    (lambda: check_image_shape((2,), "MLP"), IMAGE.format(r"\(2,\)")),
+    (lambda: check_image_shape((2, 8), "MLP"), IMAGE.format(r"\(2, 8\)")),
+    (lambda: check_image_shape((1, 2, 8, 8), "MLP"), IMAGE.format(r"\(1, 2, 8, 8\)")),
+    (lambda: check_image_shape((), "MLP"), IMAGE.format(r"\(\)")),
+    (lambda: check_images(torch.zeros(2, 1, 8, 8), 3), r"x must be \(B, 3, H, W\); got shape \(2, 1, 8, 8\)"),
+    (lambda: check_images(torch.zeros(3, 8, 8), 3), r"x must be \(B, 3, H, W\); got shape \(3, 8, 8\)"),
+    (lambda: check_images(torch.zeros(2, 8, 8, 3), 3), r"x must be \(B, 3, H, W\); got shape \(2, 8, 8, 3\)"),
+    (lambda: check_patch((1, 8, 6), 4), r"patch must divide the sides of shape \(1, 8, 6\); got 4"),
+    (lambda: check_patch((1, 8), 0), r"patch must divide the sides of shape \(1, 8\); got 0"),
+    (lambda: Attention(16, 3), "heads must divide width 16; got 3"),
+    (lambda: positions(18, 2, 2), "width must be divisible by 4; got 18"),
+    (lambda: HiddenFeatures(("a", "b"), ("a", "c")),
+     r"hidden must be a sequence of names out of \('a', 'b'\); got \('a', 'c'\)"),
+    (lambda: HiddenFeatures(("block_0",), "block_0"), r"names out of \('block_0',\); got 'block_0'"),
+])  # fmt: skip
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -8,16 +8,9 @@ from torch import nn
 from components.text import Captioned, CharacterEncoder, HuggingFaceText, digit_names
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def test_labels_have_names():
     assert digit_names(10)[0] == "zero" and digit_names(10)[9] == "nine" and len(digit_names(10)) == 10
     assert digit_names(1000)[42] == "zero four two" and len(set(digit_names(1000))) == 1000
-    with pytest.raises(ValueError, match="classes must be at least 1; got 0"):
-        digit_names(0)
 
 
 def test_characters_become_tokens():
@@ -30,7 +23,7 @@ def test_characters_become_tokens():
     assert tokens.shape == (4, 6, 8) and tokens.isfinite().all() and torch.equal(same, mask)
 
 
-def test_what_is_padded_is_seen_by_nobody():
+def test_padding_is_masked():
     """The tokens of a text are the same whatever the length it is padded to, and depend on its order."""
     long, short = CharacterEncoder(8, 9, 2, 2), CharacterEncoder(8, 4, 2, 2)
     short.load_state_dict(long.state_dict())
@@ -43,17 +36,13 @@ def test_a_label_is_its_caption():
     encoder = CharacterEncoder(8, 6, 1, 2)
     captioned = Captioned(["one", "two", "three"], encoder)
     tokens, mask = captioned(torch.tensor([2, 0, 2]))
-    expected, seen = encoder(*encoder.tokenize(["three", "one", "three"]))
-    assert torch.equal(tokens, expected) and torch.equal(mask, seen) and captioned.features == 8
+    expected, visible = encoder(*encoder.tokenize(["three", "one", "three"]))
+    assert torch.equal(tokens, expected) and torch.equal(mask, visible) and captioned.features == 8
     # Saved, so that a run brought back knows its captions without its data.
     assert {"codes", "mask"} <= captioned.state_dict().keys()
-    with pytest.raises(ValueError, match=r"labels must be \(B,\) of dtype int64"):
-        captioned(torch.zeros(2))
-    with pytest.raises(ValueError, match="captions must be one a label; got none"):
-        Captioned([], encoder)
 
 
-def test_without_transformers_it_says_what_to_install(monkeypatch):
+def test_without_transformers_the_error_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         ValueError, match="'some/encoder' needs a package .* pip install transformers; CharacterEncoder"
@@ -62,7 +51,7 @@ def test_without_transformers_it_says_what_to_install(monkeypatch):
 
 
 class Stub(nn.Module):
-    """What `AutoModel` gives, as far as it is used: an embedding."""
+    """What `AutoModel` returns, as far as it is used: an embedding."""
 
     def __init__(self, **parts):
         super().__init__()
@@ -100,3 +89,23 @@ def test_a_text_encoder_of_the_hub(parts, monkeypatch):
     tokens, mask = captioned.train()(torch.tensor([1, 0]))
     assert tokens.shape == (2, 5, 4) and mask.tolist() == [[True] + [False] * 4, [True] * 3 + [False] * 2]
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters()) and not tokens.requires_grad
+
+
+def captioned(*captions):
+    return Captioned(captions, CharacterEncoder(8, 4, 1, 2))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: digit_names(0), "classes must be at least 1; got 0"),
+    (lambda: captioned(), "captions must be one for each label; got none"),
+    (lambda: captioned("seven", "seventy"),
+     r"captions must differ within the encoder's length; got .*, some cut to the same codes"),
+    (lambda: captioned("one", "two")(torch.zeros(2)),
+     r"labels must be \(B,\) of dtype int64; got \(2,\) of torch.float32"),
+    (lambda: captioned("one", "two")(torch.zeros(2, 1, dtype=torch.long)), r"got \(2, 1\) of torch.int64"),
+    (lambda: CharacterEncoder(8, 4, 1, 2)(torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5) > 0),
+     r"codes must be \(B, 4\); got shape \(2, 5\)"),
+])  # fmt: skip
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
