@@ -10,6 +10,7 @@ from components.backbones import MLP, UNet
 from components.conditions import drop
 from components.denoisers import Denoiser
 from components.losses import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes, UniformTimes, min_snr, p2
+from components.samplers import METHODS, Sampler
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
 from hybrids.data import Data
@@ -37,9 +38,7 @@ class Settings(experiment.Settings):
     weighting: Literal["simple", "min_snr", "p2", "likelihood"] = setting("simple", "Weight of a noise level.")
     times: Literal["uniform", "log_snr", "log_normal", "loss_aware"] = setting("uniform", "Which t it trains on.")
     variance: Literal["small", "large", "learned_range"] = setting("small", "Variance of p(x_s|x_t).")
-    sampler: Literal["ancestral", "ddim", "euler", "heun", "dpm_solver_pp", "sde_dpm_solver_pp"] = setting(
-        "ancestral", "How samples are drawn."
-    )
+    sampler: Literal[*METHODS] = setting("ancestral", "How samples are drawn.")
     sample_steps: int = setting(100, "Steps of the sampler, at most T.", at_least=1)
     width: int = setting(32, "Channels at the highest resolution; four times as many units for points.", at_least=8)
     conditional: bool = setting(False, "Learn p(x|label) too.")
@@ -57,6 +56,8 @@ class Settings(experiment.Settings):
             errors.append(f"--sample-steps {self.sample_steps}: expected at most --timesteps {self.timesteps}")
         if self.guidance_scale != 1 and not self.conditional:
             errors.append(f"--guidance-scale {self.guidance_scale}: there is nothing to guide by without --conditional")
+        if self.weighting == "likelihood" and self.times != "uniform":
+            errors.append(f"--times {self.times}: those of --weighting likelihood are uniform")
         if self.guidance_scale != 1 and not self.label_dropout:
             errors.append(f"--guidance-scale {self.guidance_scale}: nothing to guide from with --label-dropout 0")
         return errors
@@ -90,13 +91,11 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     model = Diffusion(
         denoiser,
         data.shape,
-        levels=data.levels,
+        grey_levels=data.grey_levels,
         timesteps=settings.timesteps,
         weighting=WEIGHTINGS[settings.weighting],
-        times=TIMES[settings.times](),
-        sampler=settings.sampler,
-        sample_steps=settings.sample_steps,
-        guidance_scale=settings.guidance_scale,
+        times=None if settings.times == "uniform" else TIMES[settings.times](),
+        sampler=Sampler(settings.sampler, settings.sample_steps, guidance_scale=settings.guidance_scale),
     )
 
     def loss(batch: Batch) -> Terms:

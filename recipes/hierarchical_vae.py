@@ -42,24 +42,24 @@ class Settings(experiment.Settings):
 
 
 def head(likelihood: str, data: Data) -> nn.Module:
-    if likelihood == "normal" or (likelihood == "none" and data.levels is None):
+    if likelihood == "normal" or (likelihood == "none" and data.grey_levels is None):
         return NormalHead("learned")
-    if data.levels is None:
+    if data.grey_levels is None:
         raise ValueError(f"--likelihood {likelihood} is of grey levels; --data {data.name} is continuous: use normal")
     heads = {"categorical": CategoricalHead, "mixture": LogisticMixtureHead}
-    return heads.get(likelihood, LogisticHead)(data.levels)
+    return heads.get(likelihood, LogisticHead)(data.grey_levels)
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:
     p_x = head(settings.likelihood, data)
     if data.is_image:
         ladder = convolutional_ladder(data.shape, settings.levels, settings.latent, settings.width, settings.blocks)
-        last = ResidualDecoder(ladder.state, data.shape, p_x, settings.width)
+        decoder = ResidualDecoder(ladder.state, data.shape, p_x, settings.width)
     else:
         width = 4 * settings.width
         ladder = dense_ladder(data.dimensions, settings.levels, settings.latent, width)
-        last = MLPDecoder(width, data.dimensions, p_x, width)
-    model = HierarchicalVAE(ladder.levels, last, ladder.encoder, settings.beta, settings.free_bits)
+        decoder = MLPDecoder(width, data.dimensions, p_x, width)
+    model = HierarchicalVAE(ladder.levels, decoder, ladder.encoder, settings.beta, settings.free_bits)
     player = Player(
         lambda x: (1 / data.dimensions) * model.loss(x),
         moves=[model],

@@ -81,7 +81,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     steps = s.first_steps or s.steps
 
     def judge(batch: Batch, step: int) -> Terms:
-        return gan.judge(*model.seen(batch), step=step)
+        return gan.judge(*model.latent_batch(batch), step=step)
 
     def opponent(loss: Callable[..., Terms], module: nn.Module, lr: float, name: str) -> Player:
         # No momentum: each player answers the other's last move.

@@ -16,7 +16,7 @@ from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.losses import Perceptual, hinge
-from components.samplers import ddim
+from components.samplers import Sampler
 from components.schedules import CosineSchedule, FlowSchedule
 from components.text import Captioned, CharacterEncoder, HuggingFaceText, digit_names
 from hybrids import Autoencoder, Critic, Diffusion, LatentModel, Player, Terms, experiment, warmup_cosine
@@ -95,8 +95,8 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     else:
         backbone = UNet(first.latent, 2 * s.width, num_classes=classes, context=text and text.features)
     noise = (FlowSchedule(), "flow") if s.second == "flow" else (CosineSchedule(15.0, -15.0), "v_prediction")
-    drawing = {"sampler": ddim, "sample_steps": s.sample_steps, "guidance_scale": s.guidance_scale}
-    second = Diffusion(Denoiser(backbone, *noise), first.latent, **drawing)
+    sampler = Sampler("ddim", s.sample_steps, guidance_scale=s.guidance_scale)
+    second = Diffusion(Denoiser(backbone, *noise), first.latent, sampler=sampler)
     model = LatentModel(first, second, text, classes, s.label_dropout)
 
     def player(name: str, loss: Callable[..., Terms], moves: list[nn.Module], steps: int) -> Player:

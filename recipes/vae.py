@@ -40,13 +40,13 @@ class Settings(experiment.Settings):
 
 
 def head(likelihood: str, data: Data) -> nn.Module:
-    if likelihood == "normal" or (likelihood == "none" and data.levels is None):
+    if likelihood == "normal" or (likelihood == "none" and data.grey_levels is None):
         return NormalHead("learned")
-    if data.levels is None:
+    if data.grey_levels is None:
         raise ValueError(f"--likelihood {likelihood} is of grey levels; --data {data.name} is continuous: use normal")
     if likelihood == "bernoulli":
         return BernoulliHead()
-    return CategoricalHead(data.levels) if likelihood == "categorical" else LogisticHead(data.levels)
+    return CategoricalHead(data.grey_levels) if likelihood == "categorical" else LogisticHead(data.grey_levels)
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from components.backbones import MLP, UNet
-from components.denoisers import Denoiser, GridBayes, GridBayesLast, log_marginals
+from components.denoisers import Denoiser, GreyLevels, log_marginals
+from components.samplers import Sampler
 from components.schedules import LearnedSchedule, LogSNRLinearSchedule
 from hybrids import Diffusion, Player, experiment, warmup_cosine
 from hybrids.data import Data
@@ -55,14 +56,14 @@ def ends(data: Data) -> tuple[float, float]:
 
 
 def few(data: Data) -> bool:
-    return data.levels is not None and data.levels <= 32
+    return data.grey_levels is not None and data.grey_levels <= 32
 
 
 def build(settings: Settings, data: Data) -> list[Stage]:
     grid = settings.prediction == "grid" or (settings.prediction == "none" and few(data))
-    if grid and data.levels is None:
+    if grid and data.grey_levels is None:
         raise ValueError(f"--prediction grid is of grey levels; --data {data.name} is continuous: use epsilon")
-    if settings.learn_endpoints and data.levels is None:
+    if settings.learn_endpoints and data.grey_levels is None:
         raise ValueError(f"--learn-endpoints: the likelihood of --data {data.name}, a density, would have λ_0 run away")
     if settings.schedule == "learned":
         schedule = LearnedSchedule(*ends(data), settings.learn_endpoints)
@@ -71,7 +72,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     backbone: nn.Module
     # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
     octaves = range(5) if not data.is_image else (2, 3) if few(data) else (7, 8)
-    outputs = data.shape[0] * (data.levels if grid else 1)
+    outputs = data.shape[0] * (data.grey_levels if grid else 1)
     if data.is_image and not settings.flat:
         multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)  # down to 4 × 4
         backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout,
@@ -82,16 +83,16 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     if grid:
         # A loaded run has no examples, and no need of them: the marginals are saved with it.
         some = None if data.x is None else data.decode(data.x[:: -(-len(data) // 10_000)])
-        marginals = None if some is None else log_marginals(some, data.levels)
-        backbone = GridBayes(backbone, schedule, data.shape, data.levels, marginals)
-    prediction = "sample" if grid else "epsilon" if settings.prediction == "none" else settings.prediction
+        marginals = None if some is None else log_marginals(some, data.grey_levels)
+        prediction = GreyLevels(data.shape, data.grey_levels, marginals)
+    else:
+        prediction = "epsilon" if settings.prediction == "none" else settings.prediction
     model = Diffusion(
         Denoiser(backbone, schedule, prediction),
         data.shape,
-        last=GridBayesLast(backbone) if grid else None,
-        levels=data.levels,
+        grey_levels=data.grey_levels,
         weighting="likelihood",
-        sample_steps=settings.sample_steps,
+        sampler=Sampler(steps=settings.sample_steps),
     )
     player = Player(
         lambda x: (1 / data.dimensions) * model.loss(x),

@@ -1,6 +1,7 @@
-"""What the framework costs: a step of `train` against a bare loop, its import against torch's, its data against PNGs.
+"""What the framework costs: a step of `train` against a bare loop, a step of a sampler against diffusers', its import
+against torch's, its data against PNGs.
 
-    python scripts/benchmark.py [overhead | import | data | metrics]
+    python scripts/benchmark.py [overhead | sampling | import | data | metrics]
 
 Machines are shared and noisy, so both sides alternate in seven rounds of one run and the medians are compared; the two
 training loops also take turns step by step inside a round. `metrics`, which `all` leaves out, has no other side: the
@@ -15,11 +16,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from components.backbones import UNet
+from components.denoisers import Denoiser
+from components.samplers import Sampler
+from components.schedules import BetaSchedule
 from hybrids import Player, Terms, train
 
 ROUNDS = 7
@@ -106,6 +111,46 @@ def overhead() -> None:
         print(f"  {name:8}  bare {base:8.3f} ms   ours {more:+7.3f} ms   ratio {ratio:.3f}")
 
 
+class Null(nn.Module):
+    """A backbone that costs nothing: what is left is the sampler."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: None = None) -> Tensor:
+        """x_t itself."""
+        return x_t
+
+
+def sampling() -> None:
+    """A sampler's own cost a step, its plan included, against diffusers' schedulers of the same formulas."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    steps, x, null = 50, torch.randn(4, 3, 32, 32), Null()
+    denoiser = Denoiser(null, BetaSchedule())
+
+    def theirs(scheduler: Any) -> float:
+        scheduler.set_timesteps(steps)
+        y, start = x, time.perf_counter()
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                y = scheduler.step(null(y, t), t, y).prev_sample
+        return 1000 * (time.perf_counter() - start) / steps
+
+    def ours(method: str) -> float:
+        sampler, start = Sampler(method, steps), time.perf_counter()
+        sampler(denoiser, x)
+        return 1000 * (time.perf_counter() - start) / steps
+
+    print(f"a sampler's step with a null network against diffusers', {torch.get_num_threads()} thread(s)")
+    cases = {
+        "ddim": partial(DDIMScheduler, clip_sample=False, timestep_spacing="trailing"),
+        "dpm_solver_pp": partial(DPMSolverMultistepScheduler, timestep_spacing="trailing"),
+    }
+    for method, scheduler in cases.items():
+        pairs = [pair for _ in range(5) for pair in rounds(lambda: theirs(scheduler()), partial(ours, method))]  # noqa: B023
+        base, own = (statistics.median(side) for side in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"  {method:13}  diffusers {base:.3f} ms   ours {own:.3f} ms   ratio {ratio:.3f}")
+
+
 def importing() -> None:
     """In fresh processes."""
 
@@ -180,10 +225,14 @@ def metrics() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the framework costs.")
-    parser.add_argument("what", nargs="?", choices=["overhead", "import", "data", "metrics", "all"], default="all")
+    parser.add_argument(
+        "what", nargs="?", choices=["overhead", "sampling", "import", "data", "metrics", "all"], default="all"
+    )
     chosen = parser.parse_args().what
     if chosen in ("overhead", "all"):
         overhead()
+    if chosen in ("sampling", "all"):
+        sampling()
     if chosen in ("import", "all"):
         importing()
     if chosen in ("data", "all"):

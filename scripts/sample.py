@@ -9,12 +9,11 @@ number, so the number of processes changes nothing; another --chunk is other noi
 """
 
 import argparse
-import inspect
 import math
 import sys
-from functools import partial
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from components.samplers import SAMPLERS, Spacing
+from components.samplers import METHODS, Sampler
 from hybrids import load
 from hybrids.experiment import Refusal, refusing
 from hybrids.experiment.pictures import save_picture
@@ -30,7 +29,31 @@ from hybrids.experiment.ranks import agree
 
 STRIDE = 1_000_003
 """Between the seeds of chunks: runs of neighbouring seeds have no chunk in common, as they would at a stride of 1."""
-GUIDING = ("guidance_scale", "guidance_interval", "guidance_rescale")
+
+
+def sampler_options() -> dict[str, tuple[type, Field[Any]]]:
+    """Every option of `Sampler` and of its methods by name, with the class that has it: each is a flag."""
+    options: dict[str, tuple[type, Field[Any]]] = {}
+    for kind in (Sampler, *METHODS.values()):
+        options |= {field.name: (kind, field) for field in fields(kind) if field.name not in options}
+    return options
+
+
+def add_flag(parser: argparse.ArgumentParser, kind: type, field: Field[Any]) -> None:
+    """Add the flag of an option, of the option's type; None means that it was not given."""
+    hint = get_type_hints(kind)[field.name]
+    if type(None) in get_args(hint):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    how: dict[str, Any] = {"help": field.metadata["help"], "default": None}
+    if hint is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    elif get_origin(hint) is Literal:
+        how["choices"] = get_args(hint)
+    elif get_origin(hint) is tuple:
+        how |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    else:
+        how["type"] = hint
+    parser.add_argument(f"--{field.name.replace('_', '-')}", **how)
 
 
 def given() -> argparse.Namespace:
@@ -40,63 +63,78 @@ def given() -> argparse.Namespace:
     add("--number", type=int, default=64, help="how many samples (64)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")
     add("--label", type=int, help="the class to draw, of a conditional model; without, any")
-    add("--sampler", choices=list(SAMPLERS), help="of diffusions; default: the run's own, as of all that follow")
-    add("--steps", type=int, help="of the sampler; each is one evaluation of the network, of heun's two")
-    add("--spacing", choices=get_args(Spacing), help="of the sampler's times")
-    add("--eta", type=float, help="noise of ddim, from 0, none, to 1, as much as ancestral")
-    add("--guidance-scale", type=float, help="as in diffusers, 1 is none")
-    add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times, 0 to 1, that are guided")
-    add("--guidance-rescale", type=float, help="0 to 1: how far guided x̂ is brought back to the spread without")
-    add("--thresholding", type=float, help="quantile of dynamic thresholding, such as 0.995")
     add("--chunk", type=int, default=256, help="samples drawn at a time (256)")
     add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw them")
     add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
     add("--out", type=Path, help="picture; default RUN/samples/drawn-SEED.png")
     add("--tensor", type=Path, help="also write the samples here, as safetensors, in [-1, 1]")
+    add("--sampler", choices=list(METHODS), help="of diffusions; default: the run's own, as of all that follow")
+    for name, (kind, field) in sampler_options().items():
+        if name != "method":
+            add_flag(parser, kind, field)
     arguments = parser.parse_args()
     if arguments.number < 1 or arguments.chunk < 1:
         parser.error(f"--number and --chunk must be at least 1; got {arguments.number} and {arguments.chunk}")
-    if arguments.eta is not None and arguments.sampler != "ddim":
-        parser.error(f"--eta goes with --sampler ddim; got --sampler {arguments.sampler}")
     return arguments
 
 
-def drawing(arguments: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """What the model's `sample` is given beside noise and labels. Raises Refusal for what it does not take."""
-    classes = next((c for m in model.modules() if (c := getattr(m, "num_classes", None)) is not None), 0)
-    label, errors = arguments.label, []
-    if label is not None and not 0 <= label < classes:
-        errors.append(f"--label {label}: expected " + (f"0 to {classes - 1}" if classes else "none: no labels"))
-    options = {
-        name: value
-        for name in ("sampler", "steps", "spacing", *GUIDING, "thresholding")
-        if (value := getattr(arguments, name)) is not None
-    }
-    # A latent model hands what it does not know on to its second stage.
-    known = {**inspect.signature(model.sample).parameters}  # type: ignore[arg-type]
-    known |= inspect.signature(model.second.sample).parameters if hasattr(model, "second") else {}  # type: ignore[operator,union-attr]
-    for name in options:
-        flag = f"--{name.replace('_', '-')}"
-        if name not in known:
-            errors.append(f"{flag}: {type(model).__name__} has no such thing")
-        elif name in GUIDING and label is None:
-            errors.append(f"{flag}: there is nothing to guide by without --label")
-        elif name in GUIDING[1:] and options.get("guidance_scale", 1.0) == 1.0:
-            errors.append(f"{flag}: changes nothing without guidance; give --guidance-scale other than 1")
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def sampler_of(arguments: argparse.Namespace, model: nn.Module) -> Sampler | None:
+    """The model's sampler with the options that were given; None where none was. Raises Refusal for what cannot be."""
+    options = {name: value for name in sampler_options() if (value := getattr(arguments, name, None)) is not None}
+    own: Sampler | None = getattr(model, "sampler", None)
+    if own is None:
+        names = [*(["sampler"] if arguments.sampler else []), *options]
+        if names:
+            raise Refusal([f"{flag(name)}: {type(model).__name__} has no sampler to set" for name in names])
+        return None
+    of_sampler = {field.name for field in fields(Sampler)}
+    of_method = {name: value for name, value in options.items() if name not in of_sampler}
+    method = type(own.method) if arguments.sampler is None else METHODS[arguments.sampler]
+    own_options = (
+        {} if method is not type(own.method) else {f.name: getattr(own.method, f.name) for f in fields(method)}
+    )
+    errors, chosen = [], arguments.sampler or f"the method of the run, {method.__name__}"
+    for name in of_method.keys() - {field.name for field in fields(method)}:
+        owners = " or ".join(key for key, kind in METHODS.items() if name in {field.name for field in fields(kind)})
+        errors.append(f"{flag(name)} goes with --sampler {owners}; got {chosen}")
+    if arguments.label is None:
+        errors += [
+            f"{flag(name)}: there is nothing to guide by without --label"
+            for name in options
+            if name.startswith("guidance")
+        ]
     if errors:
         raise Refusal(errors)
-    if "sampler" in options:
-        sampler = SAMPLERS[arguments.sampler]
-        options["sampler"] = sampler if arguments.eta is None else partial(sampler, eta=arguments.eta)
-    return options
+    options = {name: value for name, value in options.items() if name in of_sampler}
+    if arguments.sampler is not None or of_method:
+        options["method"] = method(**own_options | of_method)
+    return own.but(**options) if options else None
+
+
+def check_label(arguments: argparse.Namespace, model: nn.Module) -> None:
+    """Raises Refusal for a label that the model has not."""
+    classes = next((c for m in model.modules() if (c := getattr(m, "num_classes", None)) is not None), 0)
+    if arguments.label is not None and not 0 <= arguments.label < classes:
+        expected = f"0 to {classes - 1}" if classes else "none: no labels"
+        raise Refusal(f"--label {arguments.label}: expected {expected}")
 
 
 def draw(
     model: nn.Module, arguments: argparse.Namespace, device: torch.device, accelerator: Accelerator
 ) -> Tensor | None:
     """All samples (number, *event) on the main process, None on others."""
-    options, main = drawing(arguments, model), accelerator.is_main_process
+    check_label(arguments, model)
+    try:
+        sampler = sampler_of(arguments, model)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    options, main = {} if sampler is None else {"sampler": sampler}, accelerator.is_main_process
     own: list[tuple[int, Tensor]] = []
     numbers = range(accelerator.process_index, math.ceil(arguments.number / arguments.chunk), accelerator.num_processes)
     sizes = {i: min(arguments.chunk, arguments.number - i * arguments.chunk) for i in numbers}

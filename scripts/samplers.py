@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from components.samplers import SAMPLERS, Spacing
+from components.samplers import METHODS, Sampler, Spacing
 from hybrids import Diffusion, load
 from hybrids.data import Data
 from hybrids.evaluation import agreement
@@ -27,7 +27,7 @@ from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.study import table
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64, 1000)
-DEFAULT = [name for name in SAMPLERS if name != "euler"]
+DEFAULT = [name for name in METHODS if name != "euler"]
 CHUNK = 250
 REAL = "training examples"
 
@@ -70,9 +70,9 @@ def measures(x: Tensor, held_out: Tensor, data: Data) -> dict[str, float]:
 
 def steps_for(name: str, evaluations: int, clean: bool) -> int:
     """The most steps of a sampler that take no more evaluations; 0 if there are none."""
-    if name != "heun":
-        return evaluations
-    return (evaluations + 1) // 2 if clean else evaluations // 2
+    # a last step to no noise is Euler's; where noise is left at t = 0 the end is one more evaluation, for the mean
+    each = METHODS[name].evaluations
+    return (evaluations + each - 1) // each if clean else (evaluations - 1) // each
 
 
 def draw(model: nn.Module, diffusion: Diffusion, arguments: argparse.Namespace, **how: Any) -> tuple[Tensor, int]:
@@ -100,7 +100,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     for i, measure in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), i + 1)
-        for colour, name in enumerate(SAMPLERS):
+        for colour, name in enumerate(METHODS):
             for spacing, dash in zip(spacings, ("-", "--", ":", "-.", (0, (1, 4)))):
                 some = [row for row in drawn if (row["sampler"], row["spacing"]) == (name, spacing)]
                 if not some:
@@ -155,7 +155,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         row = next((row for row in done if key.items() <= row.items()), None)
         if row is None:
             start = time.perf_counter()
-            x, evaluations = draw(model, diffusion, arguments, sampler=SAMPLERS[name], steps=steps, spacing=spacing)
+            x, evaluations = draw(model, diffusion, arguments, sampler=Sampler(name, steps, spacing))
             seconds = time.perf_counter() - start
             row = {**key, "evaluations": evaluations, **measures(x, held_out, data), "seconds": round(seconds, 2)}
         rows.append(row)
@@ -169,7 +169,7 @@ def main() -> None:
     add = parser.add_argument
     add("run", type=Path, help="run folder of a diffusion, or checkpoints/step-N within one")
     add("--evaluations", nargs="+", type=int, default=list(EVALUATIONS), help="how many each sample may take")
-    add("--samplers", nargs="+", choices=list(SAMPLERS), default=DEFAULT, help="which (all but euler, which is ddim)")
+    add("--samplers", nargs="+", choices=list(METHODS), default=DEFAULT, help="which (all but euler, which is ddim)")
     add("--spacings", nargs="+", choices=get_args(Spacing), default=["trailing"], help="of their times (trailing)")
     add("--samples", type=int, default=1000, help="how many are drawn of each (1000)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")

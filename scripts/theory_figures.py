@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.distributions import Normal
-from components.samplers import ddim
+from components.samplers import Sampler
 from components.schedules import BetaSchedule, CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule
 from hybrids import VAE, Critic, Diffusion, StandardNormal
 from hybrids.data import Mixture, digits
@@ -81,7 +81,7 @@ def forward(path: Path) -> None:
     denoiser = Denoiser(MixtureMean(schedule, means, std), schedule, "sample")
     paths = [torch.linspace(-2.2, 2.2, 12, dtype=F64)[:, None]]
     for start, end in zip(t.flip(0), t.flip(0)[1:]):
-        paths.append(ddim(denoiser, paths[-1], torch.stack([start, end])))
+        paths.append(Sampler("ddim")(denoiser, paths[-1], times=torch.stack([start, end])))
     map_.plot(t.flip(0), torch.cat(paths, 1).T, color="C0", linewidth=0.8)
     map_.set(xlabel="t", ylabel="x_t", ylim=(-3, 3), title="q(x_t), and paths of the flow back from noise")
     data = Mixture(means, std).sample(50_000, generator=torch.Generator().manual_seed(0)).double()

@@ -17,6 +17,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate():
     """Accelerate keeps its settings in a process-wide singleton, where the first test's would stay for all."""
     from accelerate.state import AcceleratorState, GradientState

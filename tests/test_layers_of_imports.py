@@ -66,6 +66,47 @@ def test_the_reader_of_imports_reads_relative_ones(tmp_path, monkeypatch):
                               "components", "components.x"}  # fmt: skip
 
 
+def module_of(path: Path) -> str:
+    """The full name of a file's module; a package's is that of its __init__."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(folder: str) -> list[set[str]]:
+    """The groups of files that import each other, anywhere in them."""
+    modules = {module_of(path): path for path in files(folder)}
+    edges = {name: imported(path) & set(modules) - {name} for name, path in modules.items()}
+
+    def reached(start: str) -> set[str]:
+        waiting, known = [start], set()
+        while waiting:
+            new = edges[waiting.pop()] - known
+            known |= new
+            waiting += new
+        return known
+
+    reach = {name: reached(name) for name in modules}
+    groups = {frozenset(other for other in reach[name] if name in reach[other]) for name in modules}
+    return [set(group) for group in groups if group]
+
+
+@pytest.mark.parametrize("folder", ["components", "hybrids/models"])
+def test_no_circle_of_imports(folder):
+    """A room is read from its lowest file upwards: no two files need each other."""
+    assert circles(folder) == []
+
+
+def test_a_circle_of_imports_is_found(tmp_path, monkeypatch):
+    """What the test above rests on."""
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    (tmp_path / "components").mkdir()
+    for name, text in (("a", "from .b import x"), ("b", "from .c import x"), ("c", "from .a import x"), ("d", "")):
+        (tmp_path / "components" / f"{name}.py").write_text(text)
+    assert circles("components") == [{"components.a", "components.b", "components.c"}]
+    (tmp_path / "components" / "c.py").write_text("from .d import x")
+    assert circles("components") == []
+
+
 def test_recipes_are_short():
     """A recipe is read from top to bottom: at most 120 lines, since models own their objectives."""
     lengths = {path.name: len(path.read_text().splitlines()) for path in files("recipes")}

@@ -1,25 +1,45 @@
 """Denoisers: a backbone, a schedule and a prediction make p(x|x_t), and from it p(x_s|x_t)."""
 
-from .denoiser import Denoiser, Estimate, Prediction, Variance
+from .denoiser import (
+    PREDICTIONS,
+    Denoiser,
+    DenoiserWrapper,
+    Denoising,
+    Estimate,
+    Prediction,
+    Variance,
+    edm_prediction,
+)
 from .exact import GaussianMean, MixtureMean
 from .guidance import Guided
-from .pixels import GridBayes, GridBayesLast, log_marginals
-from .reconstruction import DenoisedLast, GaussianLast, GridLast
+from .pixels import GreyLevels, log_marginals
+from .reconstruction import (
+    DenoisedReconstruction,
+    GaussianReconstruction,
+    GreyLevelReconstruction,
+    PosteriorReconstruction,
+    Reconstruction,
+)
 from .thresholding import Thresholded
 
 __all__ = [
-    "DenoisedLast",
+    "PREDICTIONS",
+    "DenoisedReconstruction",
     "Denoiser",
+    "DenoiserWrapper",
+    "Denoising",
     "Estimate",
-    "GaussianLast",
     "GaussianMean",
-    "GridBayes",
-    "GridBayesLast",
-    "GridLast",
+    "GaussianReconstruction",
+    "GreyLevelReconstruction",
+    "GreyLevels",
     "Guided",
     "MixtureMean",
+    "PosteriorReconstruction",
     "Prediction",
+    "Reconstruction",
     "Thresholded",
     "Variance",
+    "edm_prediction",
     "log_marginals",
 ]

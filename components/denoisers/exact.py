@@ -12,8 +12,8 @@ from ..schedules import Schedule, Time, over
 __all__ = ["GaussianMean", "MixtureMean"]
 
 
-def _seen(x: Tensor, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t in float64, and α and σ shaped to multiply it."""
+def _float64(x: Tensor, t: Time, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_t in float64, and α and σ shaped to multiply it."""
     x = x.double()
     alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(widest(t, x.device)))
     return x * (alpha.square() + sigma.square()).sqrt() if schedule.exploding else x, alpha, sigma
@@ -41,8 +41,8 @@ class GaussianMean(nn.Module):
         self.register_buffer("vectors", vectors)
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Tensor:
-        """x_t (B, D), t () or (B,) → (B, D)."""
-        x, alpha, sigma = _seen(x_t, t, self.schedule)
+        """Return x_t (B, D), t () or (B,) → (B, D)."""
+        x, alpha, sigma = _float64(x_t, t, self.schedule)
         centred = (x - alpha * self.mean) @ self.vectors
         gain = alpha * self.values / (alpha.square() * self.values + sigma.square())
         return (self.mean + (gain * centred) @ self.vectors.T).to(wide(x_t).dtype)
@@ -64,8 +64,8 @@ class MixtureMean(nn.Module):
         self.register_buffer("means", means.double())
 
     def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Tensor:
-        """x_t (B, D), t () or (B,) → (B, D)."""
-        x, alpha, sigma = _seen(x_t, t, self.schedule)
+        """Return x_t (B, D), t () or (B,) → (B, D)."""
+        x, alpha, sigma = _float64(x_t, t, self.schedule)
         variance = alpha.square() * self.std**2 + sigma.square()
         distance = (x.unsqueeze(1) - alpha.unsqueeze(-1) * self.means).square().sum(-1)
         share = torch.softmax(-0.5 * distance / variance, dim=1)

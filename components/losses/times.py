@@ -1,7 +1,7 @@
 """Random times for a batch: which noise levels a diffusion trains on, and how often.
 
-A time sampler is a module: (n, schedule, device, across_ranks) → times (n,) in [0, 1], and a weight (n,) for each that
-makes the weighted mean an average over uniform t, or 1 where the sampler's own density is part of the objective.
+A time sampler is a module: (n, schedule, device, across_ranks, generator) → times (n,) in [0, 1], and a weight (n,) for
+each that makes the weighted mean an average over uniform t, or 1 where its own density is part of the objective.
 """
 
 import math
@@ -15,13 +15,24 @@ from ..schedules import Schedule
 __all__ = ["LogNormalTimes", "LossAwareTimes", "TimeSampler", "UniformLogSNRTimes", "UniformTimes", "low_discrepancy"]
 
 
-def low_discrepancy(n: int, device: torch.device | None = None, across_ranks: bool = False) -> Tensor:
-    """t_i = (u + i/N) mod 1 with one uniform u: each t_i is uniform, and together they cover [0, 1) evenly. (n,)
+def low_discrepancy(
+    n: int,
+    device: torch.device | None = None,
+    across_ranks: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw t_i = (u + i/N) mod 1 with one uniform u: each t_i is uniform, and together they cover [0, 1) evenly.
 
-    Kingma 2021, 2107.00630, appendix I.1. float64. Where `across_ranks`, N counts the examples of all processes, which
-    share u and must all call this; else N = n.
+    Kingma 2021, 2107.00630, appendix I.1.
+
+    Arguments:
+        n: how many.
+        device: where.
+        across_ranks: N counts the examples of all processes, which share u and must all call this; else N = n.
+        generator: of u.
+    Returns: (n,), float64.
     """
-    u = torch.rand((), dtype=torch.float64, device=device)
+    u = torch.rand((), dtype=torch.float64, device=device, generator=generator)
     rank, world = place() if across_ranks else (0, 1)
     if across_ranks:
         u = shared(u)
@@ -33,31 +44,44 @@ class TimeSampler(nn.Module):
     """Draws the times of a batch; subclasses give `forward`."""
 
     def forward(
-        self, n: int, schedule: Schedule, device: torch.device | None = None, across_ranks: bool = False
+        self,
+        n: int,
+        schedule: Schedule,
+        device: torch.device | None = None,
+        across_ranks: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Times (n,) in [0, 1] and their weights (n,), both float64."""
+        """Return times (n,) in [0, 1] and their weights (n,), both float64."""
         raise TypeError(f"{type(self).__name__} is abstract: a time sampler gives forward")
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Hear what the loss was at t, both (n,); most samplers do not care."""
+        """Update the sampler by the losses (n,) at times t (n,); most samplers have nothing to update."""
 
 
 class UniformTimes(TimeSampler):
     """t ~ U[0, 1), stratified over the batch of all ranks."""
 
     def forward(
-        self, n: int, schedule: Schedule, device: torch.device | None = None, across_ranks: bool = False
+        self,
+        n: int,
+        schedule: Schedule,
+        device: torch.device | None = None,
+        across_ranks: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Times (n,), weights 1."""
-        t = low_discrepancy(n, device, across_ranks)
+        """Return times (n,) and weights 1."""
+        t = low_discrepancy(n, device, across_ranks, generator)
         return t, torch.ones_like(t)
 
 
 class UniformLogSNRTimes(TimeSampler):
     """λ_t uniform between two ends, whatever the schedule: each octave of noise gets the same share.
 
-    Arguments: log_snr_max, log_snr_min, finite; λ beyond the schedule's range is moved to its end. Weights are 1:
-    with ‖ε - ε̂‖² this is the bound between these ends, up to a constant (Kingma 2021, 2107.00630, section 5.1).
+    Weights are 1: with ‖ε - ε̂‖² this is the bound between these ends, up to a constant (Kingma 2021, 2107.00630,
+    section 5.1).
+
+    Arguments:
+        log_snr_max, log_snr_min: finite; λ beyond the schedule's range is moved to its end.
     """
 
     def __init__(self, log_snr_max: float = 10.0, log_snr_min: float = -6.0) -> None:
@@ -67,10 +91,15 @@ class UniformLogSNRTimes(TimeSampler):
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
 
     def forward(
-        self, n: int, schedule: Schedule, device: torch.device | None = None, across_ranks: bool = False
+        self,
+        n: int,
+        schedule: Schedule,
+        device: torch.device | None = None,
+        across_ranks: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Times (n,), weights 1."""
-        u = low_discrepancy(n, device, across_ranks)
+        """Return times (n,) and weights 1."""
+        u = low_discrepancy(n, device, across_ranks, generator)
         t = schedule.time(self.log_snr_max + (self.log_snr_min - self.log_snr_max) * u).clamp(0, 1)
         return t, torch.ones_like(t)
 
@@ -89,10 +118,15 @@ class LogNormalTimes(TimeSampler):
         self.P_mean, self.P_std = P_mean, P_std
 
     def forward(
-        self, n: int, schedule: Schedule, device: torch.device | None = None, across_ranks: bool = False
+        self,
+        n: int,
+        schedule: Schedule,
+        device: torch.device | None = None,
+        across_ranks: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Times (n,), weights 1."""
-        u = low_discrepancy(n, device, across_ranks).clamp(1e-9, 1 - 1e-9)
+        """Return times (n,) and weights 1."""
+        u = low_discrepancy(n, device, across_ranks, generator).clamp(1e-9, 1 - 1e-9)
         log_sigma = self.P_mean + self.P_std * torch.special.ndtri(u)
         t = schedule.time(-2 * log_sigma).clamp(0, 1)
         return t, torch.ones_like(t)
@@ -102,11 +136,16 @@ class LossAwareTimes(TimeSampler):
     """p(t) ∝ √E[L_t²] over bins of t, which minimizes the estimator's variance. Nichol & Dhariwal 2021, 2102.09672.
 
     Weights 1/(bins p) keep the mean that of uniform t. The averages E[L_t²] are buffers, so a checkpoint holds them,
-    and they are of all ranks. Arguments: bins; decay of the averages; uniform, the share of draws that stays uniform.
+    and they are of all ranks.
+
+    Arguments:
+        bins: of t.
+        decay: of the averages.
+        uniform: the share of draws that stays uniform.
     """
 
     squares: Tensor
-    seen: Tensor
+    counts: Tensor
 
     def __init__(self, bins: int = 100, decay: float = 0.9, uniform: float = 0.01) -> None:
         super().__init__()
@@ -114,22 +153,27 @@ class LossAwareTimes(TimeSampler):
             raise ValueError(f"bins >= 1, 0 <= decay < 1, 0 < uniform <= 1; got {bins}, {decay} and {uniform}")
         self.bins, self.decay, self.uniform = bins, decay, uniform
         self.register_buffer("squares", torch.ones(bins, dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros(bins, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
 
     @property
     def probabilities(self) -> Tensor:
-        """p of each bin (bins,); uniform until every bin has been heard of."""
-        known = (self.seen > 0).all()
-        p = torch.where(known, self.squares.sqrt().clamp(min=1e-30), 1.0)  # losses may all be 0
+        """p of each bin (bins,); uniform until every bin has a loss."""
+        measured = (self.counts > 0).all()
+        p = torch.where(measured, self.squares.sqrt().clamp(min=1e-30), 1.0)  # losses may all be 0
         return (1 - self.uniform) * p / p.sum() + self.uniform / self.bins
 
     def forward(
-        self, n: int, schedule: Schedule, device: torch.device | None = None, across_ranks: bool = False
+        self,
+        n: int,
+        schedule: Schedule,
+        device: torch.device | None = None,
+        across_ranks: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Times (n,) and weights 1/(bins p) (n,)."""
+        """Return times (n,) and weights 1/(bins p) (n,)."""
         p = self.probabilities
         edges = torch.cat([p.new_zeros(1), p.cumsum(0)])
-        u = low_discrepancy(n, device, across_ranks) * edges[-1]
+        u = low_discrepancy(n, device, across_ranks, generator) * edges[-1]
         bin_ = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, self.bins - 1)
         t = (bin_ + ((u - edges[bin_]) / p[bin_]).clamp(0, 1 - 1e-12)) / self.bins
         return t, 1 / (self.bins * p[bin_])
@@ -143,6 +187,6 @@ class LossAwareTimes(TimeSampler):
         both[1].index_add_(0, bin_, torch.ones_like(t, dtype=torch.float64))
         total, count = sum_over_ranks(both)
         mean = total / count.clamp(min=1)
-        fresh = torch.where(self.seen > 0, self.decay * self.squares + (1 - self.decay) * mean, mean)
+        fresh = torch.where(self.counts > 0, self.decay * self.squares + (1 - self.decay) * mean, mean)
         self.squares.copy_(torch.where(count > 0, fresh, self.squares))
-        self.seen.add_(count)
+        self.counts.add_(count)

@@ -16,12 +16,12 @@ WeightFunction = Callable[[Tensor], Tensor]
 
 
 def simple(log_snr: Tensor) -> Tensor:
-    """1: L_simple on ε (Ho 2020, 2006.11239, eq. 14)."""
+    """Return 1: L_simple on ε (Ho 2020, 2006.11239, eq. 14)."""
     return torch.ones_like(log_snr)
 
 
 def min_snr(gamma: float = 5.0) -> WeightFunction:
-    """min(SNR, γ)/SNR on the loss of ε, so min(SNR, γ) on that of x (Hang 2023, 2303.09556)."""
+    """Return min(SNR, γ)/SNR on the loss of ε, so min(SNR, γ) on that of x (Hang 2023, 2303.09556)."""
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0; got {gamma}")
     return partial(_min_snr, gamma=gamma)
@@ -32,7 +32,7 @@ def _min_snr(log_snr: Tensor, gamma: float) -> Tensor:
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> WeightFunction:
-    """1/(k + SNR)^γ on the loss of ε (Choi 2022, 2204.00227, eq. 8)."""
+    """Return 1/(k + SNR)^γ on the loss of ε (Choi 2022, 2204.00227, eq. 8)."""
     if gamma < 0 or not k > 0:
         raise ValueError(f"gamma must not be negative and k must be above 0; got {gamma} and {k}")
     return partial(_p2, gamma=gamma, k=k)
@@ -43,7 +43,10 @@ def _p2(log_snr: Tensor, gamma: float, k: float) -> Tensor:
 
 
 def edm(sigma_data: float = 0.5) -> WeightFunction:
-    """(σ² + σ_d²)/σ_d² on the loss of ε, σ² = 1/SNR: (σ² + σ_d²)/(σ σ_d)² on that of x (Karras 2022, 2206.00364)."""
+    """Return (σ² + σ_d²)/σ_d² on the loss of ε, σ² = 1/SNR: (σ² + σ_d²)/(σ σ_d)² on that of x.
+
+    Karras 2022, 2206.00364, table 1.
+    """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be above 0; got {sigma_data}")
     return partial(_edm, sigma_data=sigma_data)

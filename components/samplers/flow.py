@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoiser
+from ..denoisers import Denoising
 from ..distributions import Normal, per_example, randn_like
 from ..precision import full_precision, wide, widest
 from ..schedules import over
@@ -27,8 +27,8 @@ class _HasLogProb(Protocol):
     def log_prob(self, y: Tensor) -> Tensor: ...
 
 
-def drift(denoiser: Denoiser, x_t: Tensor, log_snr: Tensor, cond: Tensor | None = None) -> Tensor:
-    """dx_t/dλ = (dα/dλ) x̂ + (dσ/dλ) ε̂ (B, *event), at log_snr = λ, ().
+def drift(denoiser: Denoising, x_t: Tensor, log_snr: Tensor, cond: Tensor | None = None) -> Tensor:
+    """Return dx_t/dλ = (dα/dλ) x̂ + (dσ/dλ) ε̂ (B, *event), at log_snr = λ, ().
 
     Song 2020's f x - ½ g² score in this variable: on a variance-preserving schedule -½ α σ v̂, on a flow -½ α σ û, where
     variance explodes -½ σ ε̂. x̂ is never clipped: the flow would be no diffeomorphism.
@@ -43,7 +43,7 @@ def drift(denoiser: Denoiser, x_t: Tensor, log_snr: Tensor, cond: Tensor | None 
 
 
 def exact_divergence(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) (B, *event) and Σ_i ∂f_i/∂x_i (B,), by one backward pass a dimension; f must not mix examples."""
+    """Return f(x) (B, *event) and Σ_i ∂f_i/∂x_i (B,), by one backward pass a dimension; f must not mix examples."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = f(x)
@@ -56,7 +56,7 @@ def exact_divergence(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
 
 
 def hutchinson(f: Callable[[Tensor], Tensor], x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) (B, *event) and the mean over the probes of nᵀ (∂f/∂x) n (B,), unbiased where E n nᵀ = I.
+    """Return f(x) (B, *event) and the mean over the probes of nᵀ (∂f/∂x) n (B,), unbiased where E n nᵀ = I.
 
     noise: the probes n (M, B, *event), one backward pass each. Hutchinson 1989; Grathwohl 2018, 1810.01367, eq. 7.
     """
@@ -92,7 +92,7 @@ class ProbabilityFlow:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoising,
         first: float = 0.0,
         method: FlowMethod = "dopri5",
         rtol: float = 1e-5,
@@ -128,13 +128,13 @@ class ProbabilityFlow:
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """log p(x) (B,) nats, of x (B, *event)."""
+        """Return log p(x) (B,) nats, of x (B, *event)."""
         alpha = self.denoiser.schedule.coefficients(widest(self.ends[0], x.device))[0]
         return self.log_density(over(alpha, wide(x)) * wide(x), cond, generator) + x[0].numel() * alpha.log()
 
     @torch.no_grad()
     def log_density(self, x_t: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """log p(x_t) (B,) nats, of x_t (B, *event) at time `first`."""
+        """Return log p(x_t) (B,) nats, of x_t (B, *event) at time `first`."""
         x_1, change = self.transport(x_t, *self.ends, cond, generator)
         std = torch.full_like(x_1[:1], self.denoiser.schedule.terminal_std)
         prior = Normal(torch.zeros_like(std), std) if self.prior is None else self.prior
@@ -150,14 +150,14 @@ class ProbabilityFlow:
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x_t carried from log-SNR start to end, up or down: (B, *event), and ∫ div f dλ on the way (B,), float64.
+        """Return x_t carried from log-SNR start to end, up or down (B, *event), and ∫ div f dλ (B,); float64.
 
         Raises ValueError for ends beyond the schedule's own, where no time belongs to them.
         """
         from torchdiffeq import odeint
 
         self._check(start, end)
-        seen = wide(x_t).dtype
+        network_dtype = wide(x_t).dtype
         noise = self._noise(x_t, generator)
         self.evaluations = 0
 
@@ -170,7 +170,7 @@ class ProbabilityFlow:
                 )
 
             def f(x: Tensor) -> Tensor:
-                return widest(drift(self.denoiser, x.to(seen), log_snr, cond))
+                return widest(drift(self.denoiser, x.to(network_dtype), log_snr, cond))
 
             return exact_divergence(f, state[0]) if noise is None else hutchinson(f, state[0], noise)
 
@@ -194,7 +194,7 @@ class ProbabilityFlow:
                 raise ValueError(f"{name} must be a log-SNR of {kind}, {lowest:g} to {highest:g}; got {log_snr:g}")
 
     def _noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        """The probes (M, B, *event) of a solve."""
+        """Return the probes (M, B, *event) of a solve."""
         if self.divergence == "exact":
             return None
         like = widest(x).new_empty(self.probes, *x.shape)

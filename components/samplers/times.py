@@ -10,6 +10,9 @@ from ..schedules import Schedule
 
 __all__ = ["Spacing", "check_times", "time_grid"]
 
+ROUNDING = 1e-4
+"""Of an end of σ/α that is given as a number: diffusers prints four decimals of a float32."""
+
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
 
 
@@ -25,21 +28,32 @@ def time_grid(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Tensor:
-    """steps + 1 times falling from start to end: (steps + 1,), float64, CPU.
+    """Return steps + 1 times falling from start to end: (steps + 1,), float64, CPU.
 
     Spacings, the first three named as in diffusers, whose timestep k is t = (k+1)/T:
+
         trailing: even.
-        leading: even but for the last step, which is from 1/T to the end; the first time is 1/T above the second of
-            trailing, so noise is taken for x at less than t = start (Lin 2023, 2305.08891, table 2).
+        leading: as diffusers', by ⌊T/steps⌋ timesteps from t = end + 1/T upwards; then the end. The first time lies
+            below `start`, so noise is taken for x at less than that (Lin 2023, 2305.08891, table 2).
         linspace: `steps` even times from start to 1/T above the end, then the end.
         karras: even in (σ/α)^(1/ρ) (Karras 2022, 2206.00364, eq. 5).
         log_snr: even in λ, the limit of karras for large ρ (Lu 2022, 2206.00927, section 3.4).
-    The last two need the schedule. They are even from sigma_max to sigma_min; start and end are steps of their own
-    where they lie outside, as they do where σ/α is infinite or 0, which no such grid can hold. (With too few steps for
-    that, what is left of the grid is its middle, or nothing.)
-    Arguments: timesteps, T; sigma_max, of σ/α, by default that of the start, but at most Karras' 80: a table of cosines
-    ends at 2e4, where half of the grid would be wasted; sigma_min, by default that of the end, or of 1/T above it if it
-    is 0; rho, ρ. Raises ValueError for what cannot be.
+
+    The last two are even from sigma_max to sigma_min; start and end are steps of their own where they lie outside, as
+    they do where σ/α is infinite or 0, which no such grid can hold. (With too few steps for that, what is left of the
+    grid is its middle, or nothing.)
+
+    Arguments:
+        steps: at least 1.
+        start, end: in [0, 1].
+        spacing: one of the above.
+        schedule: needed by karras and log_snr.
+        timesteps: T.
+        sigma_min: least σ/α, by default that of the end, or of 1/T above it if it is 0.
+        sigma_max: largest σ/α, by default that of the start, but at most Karras' 80: a table of cosines ends at 2e4,
+            where half of the grid would be wasted. A number is the schedule's own end if it is so to 1e-4, as printed.
+        rho: ρ.
+    Raises ValueError for what cannot be.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
@@ -59,9 +73,10 @@ def time_grid(
         return _noise_grid(steps, start, end, schedule, timesteps, sigma_min, sigma_max, rho, spacing)
     first = 1 / timesteps
     if spacing == "leading":
-        if steps > timesteps * (start - end):
+        stride = math.floor(timesteps * (start - end) / steps + 1e-9)
+        if stride < 1:
             raise ValueError(f"steps must be at most timesteps × (start - end) with spacing 'leading'; got {steps}")
-        inner = torch.linspace(start, end, steps + 1, dtype=torch.float64)[1:] + first
+        inner = end + (1 + stride * torch.arange(steps - 1, -1, -1, dtype=torch.float64)) / timesteps
     else:
         if steps > 1 and not end + first < start:
             raise ValueError(
@@ -82,7 +97,7 @@ def _noise_grid(
     rho: float,
     spacing: Spacing,
 ) -> Tensor:
-    """The spacings karras and log_snr."""
+    """Return the spacings karras and log_snr."""
 
     def noise(t: float) -> float:
         return float(torch.exp(-schedule.log_snr(t) / 2))
@@ -92,9 +107,8 @@ def _noise_grid(
     least = sigma_min if sigma_min is not None else low if low > 0 else noise(min(end + 1 / timesteps, start))
     if not 0 < least < largest < math.inf:
         raise ValueError(f"0 < sigma_min < sigma_max must hold and be finite; got {least:g} and {largest:g}")
-    # an end that is given as a number is the schedule's own up to rounding
-    before, after = largest < high * (1 - 1e-9), least > low * (1 + 1e-9)
-    if largest > high * (1 + 1e-9) or least < low * (1 - 1e-9):
+    before, after = largest < high * (1 - ROUNDING), least > low * (1 + ROUNDING)
+    if largest > high * (1 + ROUNDING) or least < low * (1 - ROUNDING):
         raise ValueError(
             f"sigma_min and sigma_max must lie within the schedule's σ/α, {low:g} at the end to {high:g} at the start; "
             f"got {least:g} and {largest:g}"
@@ -113,9 +127,9 @@ def _noise_grid(
     return torch.cat([ends[:1], inner[0 if before else 1 : None if after else -1], ends[1:]])
 
 
-def check_times(times: Tensor) -> None:
-    """Refuse a grid that samplers cannot go down (raises ValueError)."""
-    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+def check_times(times: Tensor, least: int = 2) -> None:
+    """Refuse a grid that samplers cannot go down, or of fewer times than `least` (raises ValueError)."""
+    if times.ndim != 1 or len(times) < least or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must be (steps + 1,), strictly falling; got {times.tolist()}")
     if not 0 <= float(times[-1]) <= float(times[0]) <= 1:
         raise ValueError(f"times must be in [0, 1]; got {float(times[0])} to {float(times[-1])}")

@@ -4,7 +4,7 @@ All coefficients are computed in float64 and cast once, where they meet x. t is 
 Notation: λ_t = log(α_t²/σ_t²), the log-SNR (VDM's γ is -λ); β and ᾱ = α² are those of the DDPM chain.
 """
 
-from .base import Schedule, Time, over
+from .base import NoiseLevel, PosteriorCoefficients, Schedule, Time, over
 from .continuous import (
     CosineSchedule,
     EDMSchedule,
@@ -25,6 +25,8 @@ __all__ = [
     "FlowSchedule",
     "LearnedSchedule",
     "LogSNRLinearSchedule",
+    "NoiseLevel",
+    "PosteriorCoefficients",
     "Schedule",
     "ShiftedSchedule",
     "Time",

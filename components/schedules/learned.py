@@ -17,11 +17,13 @@ class LearnedSchedule(Schedule):
     """A monotone network between two endpoints: λ_t = λ_0 + (λ_1 - λ_0) n(t), n(0) = 0, n(1) = 1.
 
     n is g normalized, g(t) = t + Σ_k w_k sigmoid(v_k t + b_k) with w, v > 0. Kingma 2021, 2107.00630, appendix H.
-    Arguments: log_snr_max and log_snr_min, the endpoints; learn_endpoints, off by default, since on continuous latents
-    λ_0 would run away; width, the number of sigmoids.
-
     In expectation the bound does not depend on n, so its gradient there is noise. Within `minimizing_variance` the
-    gradient that reaches n is instead that of the estimator's variance; the endpoints see the bound's own.
+    gradient that reaches n is instead that of the estimator's variance; the endpoints get the bound's own.
+
+    Arguments:
+        log_snr_max, log_snr_min: the endpoints.
+        learn_endpoints: off by default, since on continuous latents λ_0 would run away.
+        width: the number of sigmoids.
     """
 
     def __init__(
@@ -65,32 +67,32 @@ class LearnedSchedule(Schedule):
         return value
 
     def _shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """g(t) and dg/dt, each like t."""
+        """Return g(t) and dg/dt, each like t."""
         weight, steepness = self.log_weight.double().exp(), self.log_steepness.double().exp()
         bump = torch.sigmoid(t.unsqueeze(-1) * steepness + self.bias.double())
         return t + (weight * bump).sum(-1), 1 + (weight * steepness * bump * (1 - bump)).sum(-1)
 
     @full_precision()
     def _normalized(self, t: Time) -> tuple[Tensor, Tensor]:
-        """n(t) and dn/dt."""
+        """Return n(t) and dn/dt."""
         t = widest(t, self.bias.device)
         value, derivative = self._shape(t)
         (start, end), _ = self._shape(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
         return self._hooked((value - start) / (end - start)), self._hooked(derivative / (end - start))
 
     def log_snr(self, t: Time) -> Tensor:
-        """λ_0 + (λ_1 - λ_0) n(t)."""
+        """Return λ_0 + (λ_1 - λ_0) n(t)."""
         first, last = self.endpoints.double()
         return first + (last - first) * self._normalized(t)[0]
 
     def slope(self, t: Time) -> Tensor:
-        """(λ_1 - λ_0) dn/dt."""
+        """Return (λ_1 - λ_0) dn/dt."""
         first, last = self.endpoints.double()
         return (last - first) * self._normalized(t)[1]
 
     @torch.no_grad()
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """The inverse of `log_snr`, by bisection to 1e-15; it has no gradient."""
+        """Return the inverse of `log_snr`, by bisection to 1e-15; it has no gradient."""
         target = widest(log_snr, self.bias.device)
         low, high = torch.zeros_like(target), torch.ones_like(target)
         for _ in range(52):  # each halves the bracket; 52 are all that float64 can tell apart

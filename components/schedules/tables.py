@@ -92,7 +92,7 @@ class BetaSchedule(Schedule):
         return -torch.expm1(self.log_alphas_cumprod.diff())
 
     def _segment(self, t: Time) -> tuple[Tensor, Tensor]:
-        """log ᾱ_t and its derivative."""
+        """Return log ᾱ_t and its derivative."""
         place = widest(t, self.log_alphas_cumprod.device) * self.num_train_timesteps
         left = place.floor().clamp(0, self.num_train_timesteps - 1).long()
         table = self.log_alphas_cumprod
@@ -107,22 +107,22 @@ class BetaSchedule(Schedule):
         return log_level, torch.where(ending, -2 / rest, rise) * self.num_train_timesteps
 
     def alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
-        """(√ᾱ_t, √(1 - ᾱ_t))."""
+        """Return (√ᾱ_t, √(1 - ᾱ_t))."""
         log_level, _ = self._segment(t)
         return (log_level / 2).exp(), torch.expm1(log_level).abs().sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
-        """log ᾱ_t - log(1 - ᾱ_t); +inf at t = 0."""
+        """Return log ᾱ_t - log(1 - ᾱ_t); +inf at t = 0."""
         log_level, _ = self._segment(t)
         return log_level - torch.expm1(log_level).abs().log()
 
     def slope(self, t: Time) -> Tensor:
-        """(d log ᾱ/dt)/(1 - ᾱ_t)."""
+        """Return (d log ᾱ/dt)/(1 - ᾱ_t)."""
         log_level, derivative = self._segment(t)
         return derivative / -torch.expm1(log_level)
 
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """The inverse of `log_snr`, exact between nodes."""
+        """Return the inverse of `log_snr`, exact between nodes."""
         falling = -self.log_alphas_cumprod
         target = -F.logsigmoid(widest(log_snr, falling.device))
         right = torch.searchsorted(falling, target.contiguous()).clamp(1, self.num_train_timesteps)

@@ -59,7 +59,7 @@ def aggregate(out: Path, plan: dict[str, Any], machine: dict[str, Any], command:
         "format": FORMAT,
         "data": card["name"],
         "shape": card["shape"],
-        "levels": card["levels"],
+        "grey_levels": card["grey_levels"],
         "examples": card["examples"],
         "budget": {"kind": asked["kind"], "value": asked["value"]},
         "parameters": plan["parameters"],

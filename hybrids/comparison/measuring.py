@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.samplers import SAMPLERS
+from components.samplers import Sampler
 
 from ..data import Data, Mixture
 from ..evaluation.metrics import ROWS, draw
@@ -141,7 +141,7 @@ def _quick(model: Any) -> dict[str, Any]:
     diffusion = getattr(model, "second", model)
     if not isinstance(diffusion, Diffusion) or diffusion.sample_steps <= CURVE_STEPS:
         return {}
-    return {"sampler": SAMPLERS[SAMPLER], "steps": CURVE_STEPS}
+    return {"sampler": Sampler(SAMPLER, CURVE_STEPS)}
 
 
 def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def evaluations_of(model: Any, bench: Bench, samples: int) -> list[dict[str, Any
         if curve and steps > (diffusion.timesteps or steps):
             # Between a chain's levels its network was not trained.
             break
-        how: dict[str, Any] = {"sampler": SAMPLERS[SAMPLER], "steps": steps} if curve else {}
+        how: dict[str, Any] = {"sampler": Sampler(SAMPLER, steps)} if curve else {}
         try:
             count = evaluations(model, COUNTED, **how)
         except TypeError:

@@ -44,7 +44,7 @@ def flops_per_sample(model: Any, n: int, seed: int = 0, **given: Any) -> float:
     """FLOPs of model.sample(n, **given), over n.
 
     As FlopCounterMode counts them: matrix products, convolutions and attention, a multiplication and an addition being
-    two; what works element by element is free. Arguments: given, what else `sample` takes: steps, sampler, cond.
+    two; what works element by element is free. Arguments: given, what else `sample` takes: sampler, cond.
     """
     with _sampling(model, n) as device, _flops() as counted:
         model.sample(n, generator=torch.Generator(device).manual_seed(seed), **given)
@@ -100,7 +100,7 @@ def _networks(model: Any) -> dict[str, nn.Module]:
     if isinstance(model, HierarchicalVAE):
         if isinstance(model.ladder, DiffusionLadder):
             return {"backbone": model.ladder.denoiser.backbone}
-        return {"decoder": model.last}
+        return {"decoder": model.decoder}
     raise TypeError(f"model must be one of hybrids.models, whose networks are known; got {type(model).__name__}")
 
 

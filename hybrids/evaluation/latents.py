@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.distributions import Distribution, Implicit
-from components.samplers import ddim, time_grid
+from components.samplers import Sampler, time_grid
 from components.samplers import invert as inverted_chain
 
 from ..models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
+from ..models.parts import picture
 from .costs import untouched
 
 __all__ = ["decode", "encode", "invert"]
@@ -68,21 +68,20 @@ def decode(model: nn.Module, z: Tensor, steps: int | None = None) -> Tensor:
 
 def _decode(model: nn.Module, z: Tensor, steps: int | None) -> Tensor:
     if isinstance(model, GAN):
-        return _picture(model.generator(_shaped(z, model.prior.shape)))
+        return picture(model.generator(_shaped(z, model.latent)))
     if isinstance(model, AdversarialDiffusion):
         return _denoised(model, z)
     with torch.no_grad():
         if isinstance(model, VAE):
-            return _picture(model.decoder(_shaped(z, _latent_shape(model))))
+            return picture(model.decoder(_shaped(z, _latent_shape(model))))
         if isinstance(model, Autoencoder):
-            return _picture(model.decode(_shaped(z, model.latent)))
+            return picture(model.decode(_shaped(z, model.latent)))
         if isinstance(model, LatentModel):
             return model.decoded(_shaped(z, model.latent))
         if isinstance(model, HierarchicalVAE):
-            return _picture(model.last(_descended(model, z)))
+            return picture(model.decoder(_descended(model, z)))
         if isinstance(model, Diffusion):
-            x = ddim(model.denoiser, _shaped(z, model.noise.shape), _grid(model, steps))
-            return x if model.starts_clean else model.last(x).mean  # type: ignore[misc]
+            return model.from_noise(_shaped(z, model.shape), _grid(model, steps), sampler=Sampler("ddim"))
     raise _unknown(model)
 
 
@@ -130,7 +129,7 @@ def _denoised(model: AdversarialDiffusion, z: Tensor) -> Tensor:
 def _noise_dimensions(model: nn.Module) -> int:
     """d of the noise that a GAN or an AdversarialDiffusion makes a sample of."""
     if isinstance(model, GAN):
-        return math.prod(model.prior.shape)
+        return math.prod(model.latent)
     if isinstance(model, AdversarialDiffusion):
         return model.timesteps * (math.prod(model.shape) + (model.latent or 0))
     raise TypeError(f"invert is for a GAN or an AdversarialDiffusion; use encode for a {type(model).__name__}")
@@ -189,7 +188,7 @@ def _latent_shape(model: VAE) -> tuple[int, ...]:
     """The shape of one z, as encoder or prior says."""
     found = getattr(model.encoder, "latent", None)
     if found is None:
-        found = getattr(getattr(model.prior, "noise", model.prior), "shape", None)
+        found = getattr(model.prior, "shape", None)
     if found is None:
         raise TypeError(
             f"the latent's shape is unknown: {type(model.encoder).__name__} has no latent, nor has the prior"
@@ -201,11 +200,6 @@ def _shaped(z: Tensor, shape: tuple[int, ...]) -> Tensor:
     if z.ndim != 2 or z.shape[1] != math.prod(shape):
         raise ValueError(f"z must be (B, {math.prod(shape)}), latents {tuple(shape)} flat; got shape {tuple(z.shape)}")
     return z.unflatten(1, shape)
-
-
-def _picture(p: Distribution) -> Tensor:
-    """A decoder's picture: its mean, or a draw where there is only that."""
-    return p.rsample() if isinstance(p, Implicit) else p.mean
 
 
 @contextmanager

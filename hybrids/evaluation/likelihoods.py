@@ -10,7 +10,7 @@ from torch import Tensor
 from components.distributions import check_grid
 from components.losses import TimeSampler
 
-from ..models.scoring import implicit
+from ..models.parts import implicit
 from ..models.vae import VAE
 from .importance import importance_weighted, rows_of
 
@@ -80,7 +80,7 @@ class Scorer:
         self.importance_samples, self.dequantization, self.bound, self.rows = (
             importance_samples, dequantization, bound, rows
         )  # fmt: skip
-        self.levels: int | None = getattr(self.model, "levels", None)
+        self.grey_levels: int | None = getattr(self.model, "grey_levels", None)
         self.flow = None
         if flow is not None:
             flowing = self.model.prior if isinstance(self.model, VAE) else self.model
@@ -94,8 +94,8 @@ class Scorer:
 
         Raises ValueError for x that is not finite, or off the grid of the model's levels.
         """
-        if self.levels is not None:
-            check_grid(x, self.levels)
+        if self.grey_levels is not None:
+            check_grid(x, self.grey_levels)
         elif not x.isfinite().all():
             worst = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
             raise ValueError(f"x must be finite; example {worst} has NaN or infinite values")
@@ -140,7 +140,7 @@ class Scorer:
         if not isinstance(self.model, VAE):
             return self.model.log_prob(x, cond, self.flow, self.dequantization)
         q, z, p = self.model(x, cond)
-        return p.log_prob(x).double() + self.model.prior.log_prob(z, None, self.flow) - q.log_prob(z).double()
+        return p.log_prob(x).double() + self.model.prior.log_prob(z, cond, self.flow) - q.log_prob(z).double()
 
     def summary(self, values: Sequence[Mapping[str, Tensor]], d: int) -> dict[str, Found]:
         """Means over all examples, their standard errors, and what they are of: see `likelihood`.
@@ -158,10 +158,10 @@ class Scorer:
         found |= {"examples": float(examples), "dimensions": float(d)}
         if self.bound:
             found["draws"] = float(self.repeats)
-        if self.levels is None:
+        if self.grey_levels is None:
             found |= {"grid": "none", "dequantization": DEQUANTIZATIONS["none"]}
         else:
-            found |= {"levels": float(self.levels), "grid": f"x = 2v/(K-1) - 1, K = {self.levels}",
+            found |= {"grey_levels": float(self.grey_levels), "grid": f"x = 2v/(K-1) - 1, K = {self.grey_levels}",
                       "dequantization": DEQUANTIZATIONS["grid"]}  # fmt: skip
         if self.importance_samples:
             found["importance_samples"] = float(self.importance_samples)
@@ -175,7 +175,7 @@ class Scorer:
             f"{name}_per_dim": nats.mean().item() / d,
             f"{name}_per_dim_standard_error": error / d,
         }
-        if self.levels is not None:
+        if self.grey_levels is not None:
             bits = name.replace("nats", "bits_per_dim")
             found |= {bits: nats.mean().item() / (d * math.log(2)), f"{bits}_standard_error": error / (d * math.log(2))}
         return found
@@ -184,7 +184,7 @@ class Scorer:
         if self.flow is None:
             return {}
         flow = self.flow
-        kind = "latent" if isinstance(self.model, VAE) else "none" if self.levels is None else self.dequantization
+        kind = "latent" if isinstance(self.model, VAE) else "none" if self.grey_levels is None else self.dequantization
         divergence = "exact" if flow.divergence == "exact" else f"Hutchinson, {flow.probes} {flow.divergence} probe(s)"
         found: dict[str, Found] = {
             "ode_method": flow.method,
@@ -203,7 +203,7 @@ def likelihood(
     """The model's bound on -log p(x), over a set of x (N, *event), and what else `Scorer`'s settings ask for.
 
     nats, nats_per_dim, its standard error over the examples, the parts as nats_NAME (their sum is nats), and
-    bits_per_dim = nats/(d log 2) where the likelihood is discrete on the data's own grid (`model.levels`), which is
+    bits_per_dim = nats/(d log 2) where the likelihood is discrete on the data's own grid (`grey_levels`), which is
     stated with the dequantization. With importance_samples = K the same of the importance-weighted bound, and its
     effective number of samples; with flow = {...} ode_nats and so on: by the probability flow, exact for a density,
     with its solver, tolerances and the number of evaluations.

@@ -20,7 +20,7 @@ from torch import Tensor
 from .durable import flush, refuse_lossy, remove, write_json, write_tensors, write_text
 from .manifest import (
     CheckpointError,
-    NewerFormat,
+    OtherFormat,
     check_content,
     load_manifest,
     make_manifest,
@@ -35,7 +35,7 @@ from .run_folder import claim, lock
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Checkpoint", "CheckpointError", "NewerFormat", "claim", "compare", "lock", "newest", "read", "save",
+__all__ = ["Checkpoint", "CheckpointError", "OtherFormat", "claim", "compare", "lock", "newest", "read", "save",
            "verify"]  # fmt: skip
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from .refusal import Refusal
 
-__all__ = ["FORMAT", "CheckpointError", "NewerFormat", "check_content", "load_manifest", "make_manifest", "newest",
+__all__ = ["FORMAT", "CheckpointError", "OtherFormat", "check_content", "load_manifest", "make_manifest", "newest",
            "steps_in", "verify"]  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 
 # A name that stays inside its folder on every system and does not look like a temporary one.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(safetensors|json)")
@@ -32,8 +32,8 @@ class CheckpointError(Refusal):
     """A checkpoint that cannot be written, or is not what was written."""
 
 
-class NewerFormat(CheckpointError):
-    """A checkpoint of a later version of hybrids: whole, though not for this version to read or to write over."""
+class OtherFormat(CheckpointError):
+    """A checkpoint of another version of hybrids: whole, though not for this version to read or to write over."""
 
 
 def _render(body: dict[str, Any]) -> str:
@@ -97,9 +97,12 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int):
         raise CheckpointError(f"{path}: is no manifest: it states no format; {_REMEDY}")
     if version > FORMAT:
-        raise NewerFormat(f"{path}: is of format {version}, this hybrids reads format {FORMAT}; update hybrids")
+        raise OtherFormat(f"{path}: is of format {version}, this hybrids reads format {FORMAT}; update hybrids")
     if version < FORMAT:
-        raise CheckpointError(f"{path}: is of format {version}, this hybrids reads format {FORMAT} only; {_REMEDY}")
+        raise OtherFormat(
+            f"{path}: is of format {version}, which an older hybrids wrote; this one reads format {FORMAT}, in which "
+            "modules and weights have other names: go on with that version, or start over in another --out"
+        )
     files = body.get("files")
     if not isinstance(files, dict) or not _well_formed(body):
         raise CheckpointError(f"{path}: is no manifest of format {version}: entries are missing; {_REMEDY}")
@@ -169,13 +172,13 @@ def steps_in(root: str | os.PathLike[str]) -> dict[int, Path]:
 def newest(root: str | os.PathLike[str]) -> Path | None:
     """The newest valid checkpoint in `root` (a run's `checkpoints`), or `None`.
 
-    Warns of each invalid or incomplete one that it passes over. Raises `NewerFormat` rather than pass over a checkpoint
-    that a later version of hybrids can read.
+    Warns of each invalid or incomplete one that it passes over. Raises `OtherFormat` rather than pass over a checkpoint
+    that another version of hybrids can read.
     """
     for folder in reversed(steps_in(root).values()):
         try:
             verify(folder)
-        except NewerFormat:
+        except OtherFormat:
             raise
         except CheckpointError as error:
             warnings.warn(f"checkpoint passed over: {error}", stacklevel=2)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from components.denoisers import Denoiser
-from components.precision import wide, widest
+from components.precision import widest
 
 from ..critic import Critic, check_critic
 from ..terms import Terms
-from .scoring import implicit
+from .parts import implicit
 
 __all__ = ["AdversarialDiffusion"]
 
@@ -79,56 +79,58 @@ class AdversarialDiffusion(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            asked = f"denoiser is asked for x of {self.shape} by G(x_t, t{'' if self.latent is None else ', z'})"
+            use = f"denoiser is called for x of {self.shape} by G(x_t, t{'' if self.latent is None else ', z'})"
             self.denoiser(x_t, t, **self._latent(x_t))
-            asked = f"critic is asked for D(x, {', '.join(self._given(x_t, t, None))}), timesteps={self.timesteps}"
+            use = f"critic is called as D(x, {', '.join(self._given(x_t, t, None))}), timesteps={self.timesteps}"
             self.critic.discriminator(x_t, **self._given(x_t, t, None))
         except (TypeError, ValueError, RuntimeError) as error:
-            part = self.denoiser.backbone if asked.startswith("denoiser") else self.critic.discriminator
-            raise ValueError(f"{asked}; its {type(part).__name__} does not fit: {error}") from error
+            part = self.denoiser.backbone if use.startswith("denoiser") else self.critic.discriminator
+            raise ValueError(f"{use}; its {type(part).__name__} does not fit: {error}") from error
         finally:
             for module, training in modes:
                 module.training = training
 
     def _latent(self, x_t: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """z ~ N(0, I) for each x_t, by name, or nothing."""
+        """Return z ~ N(0, I) for each x_t, by name, or nothing."""
         if self.latent is None:
             return {}
         return {"z": torch.randn(len(x_t), self.latent, generator=generator, device=x_t.device, dtype=x_t.dtype)}
 
     def _given(self, x_t: Tensor, t: Tensor, cond: Any) -> dict[str, Any]:
-        """What the discriminator sees beside x_s."""
+        """Return the discriminator's inputs beside x_s."""
         given = {"given": x_t}
         if self.timesteps > 1:
             given["t"] = t
         return given if cond is None else {**given, "cond": cond}
 
-    def _times(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A level (s, t) for each example: (B,), (B,), of which s is 0 at the first."""
-        i = widest(torch.randint(self.timesteps, (len(x),), device=x.device))
+    def _times(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return a level (s, t) for each example: (B,), (B,), of which s is 0 at the first."""
+        i = widest(torch.randint(self.timesteps, (len(x),), device=x.device, generator=generator))
         return i / self.timesteps, (i + 1) / self.timesteps
 
     @torch.no_grad()
-    def _pair(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_s ~ q(x_s|x) and x_t ~ q(x_t|x_s) (B, *shape), s and t (B,)."""
-        s, t = self._times(x)
-        x_s = self.denoiser.schedule.marginal(wide(x), s).rsample()
-        return x_s, self.denoiser.schedule.transition(x_s, s, t).rsample(), s, t
+    def _pair(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x_s ~ q(x_s|x) and x_t ~ q(x_t|x_s) (B, *shape), s and t (B,)."""
+        s, t = self._times(x, generator)
+        x_s, _ = self.denoiser.schedule.corrupt(x, s, generator)
+        return x_s, self.denoiser.schedule.transition(x_s, s, t).rsample(generator), s, t
 
-    def _fake(self, x_t: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """x'_s ~ p(x_s|x_t) (B, *shape), differentiable in G's parameters; where s = 0 it is x̂ itself."""
-        return self.denoiser.reverse(x_t, s, t, cond, **self._latent(x_t)).rsample()
+    def _fake(self, x_t: Tensor, s: Tensor, t: Tensor, cond: Any, generator: torch.Generator | None) -> Tensor:
+        """Return x'_s ~ p(x_s|x_t) (B, *shape), differentiable in G's parameters; where s = 0 it is x̂ itself."""
+        return self.denoiser.reverse(x_t, s, t, cond, **self._latent(x_t, generator)).rsample(generator)
 
-    def loss(self, x: Tensor, cond: Any = None) -> Terms:
-        """The generator's objective on x (B, *shape): the term adversarial."""
-        x_s, x_t, s, t = self._pair(x)
-        return self.critic.fool(self._fake(x_t, s, t, cond), real=x_s, **self._given(x_t, t, cond))
+    def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms:
+        """Return the generator's objective on x (B, *shape): the term adversarial."""
+        x_s, x_t, s, t = self._pair(x, generator)
+        return self.critic.fool(self._fake(x_t, s, t, cond, generator), real=x_s, **self._given(x_t, t, cond))
 
-    def judge(self, x: Tensor, cond: Any = None, step: int | None = None) -> Terms:
-        """The critic's objective: adversarial, penalties, logits."""
-        x_s, x_t, s, t = self._pair(x)
+    def judge(
+        self, x: Tensor, cond: Any = None, step: int | None = None, generator: torch.Generator | None = None
+    ) -> Terms:
+        """Return the critic's objective: adversarial, penalties, logits."""
+        x_s, x_t, s, t = self._pair(x, generator)
         with torch.no_grad():
-            fake = self._fake(x_t, s, t, cond)
+            fake = self._fake(x_t, s, t, cond, generator)
         return self.critic.tell(x_s, fake, step=step, **self._given(x_t, t, cond))
 
     def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
@@ -137,7 +139,7 @@ class AdversarialDiffusion(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, cond: Any = None, generator: torch.Generator | None = None) -> Tensor:
-        """(n, *shape): noise, then T draws from p(x_s|x_t), the last of which is x̂ itself."""
+        """Draw (n, *shape): noise, then T draws from p(x_s|x_t), the last of which is x̂ itself."""
         device = next(self.parameters(), torch.zeros(())).device
         x = self.denoiser.schedule.terminal_std * torch.randn(n, *self.shape, generator=generator, device=device)
         for i in reversed(range(self.timesteps)):

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from components.bottlenecks import Quantized
-from components.distributions import Delta, Distribution, Implicit, per_example
+from components.distributions import Delta, Distribution, per_example
 from components.precision import wide
 
 from ..adaptive import adaptive
 from ..critic import Critic, check_critic
 from ..terms import Terms
-from .rates import StandardNormal, rate
-from .scoring import distortion
+from .parts import picture
+from .rates import StandardNormal, distortion, rate
 
 __all__ = ["Autoencoder"]
 
@@ -41,7 +41,7 @@ class Autoencoder(nn.Module):
             means over the dimensions d of x: d times that is its weight beside sums.
         critic: judges x̂ against x, or None. Its weight is critic_weight × `adaptive` × a ramp: 0 for critic_start
             steps, then rising in a straight line for critic_warmup steps. Until then its cost is not paid in `loss`; it
-            learns from the first step, so that it knows something when it is first heard.
+            learns from the first step, so that it has learned something when its weight rises.
     Raises ValueError for parts and options that do not go together, TypeError for a discriminator in the place of its
     critic.
     """
@@ -96,61 +96,74 @@ class Autoencoder(nn.Module):
         return [self.encoder, self.decoder, *([] if self.bottleneck is None else [self.bottleneck])]
 
     def encode(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
-        """q(z|x), or of codes Delta(z) of the z before it is rounded: what a second stage learns (B, *latent)."""
+        """Return q(z|x), or of codes Delta(z) of z before it is rounded: what a second stage learns (B, *latent)."""
         q = self.encoder(x, cond)
         return q if self.bottleneck is None else Delta(q.mean)
 
     def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """p(x|z) of z (B, *latent), rounded first where there are codes."""
+        """Return p(x|z) of z (B, *latent), rounded first where there are codes."""
         return self.decoder(z if self.bottleneck is None else self.bottleneck(z).z, cond)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution | Quantized, Tensor, Distribution]:
-        """q(z|x) or the codes, the z that is decoded, p(x|z)."""
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Distribution | Quantized, Tensor, Distribution]:
+        """Return q(z|x) or the codes, the z that is decoded, p(x|z)."""
         q = self.encoder(x, cond)
         if self.bottleneck is None:
-            z = q.rsample()
+            z = q.rsample(generator)
             return q, z, self.decoder(z, cond)
         codes = self.bottleneck(q.mean)
         return codes, codes.z, self.decoder(codes.z, cond)
 
-    def loss(self, x: Tensor, cond: Tensor | None = None, step: int | None = None) -> Terms:
-        """Terms reconstruction, perceptual, those of `rate`, adversarial; measured: weight/adversarial.
+    def loss(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Return the terms reconstruction, perceptual, those of `rate`, adversarial; measured: weight/adversarial.
 
         Raises ValueError without a step where the critic starts later or warms up.
         """
-        q, z, p = self(x, cond)
-        # The players move what learns, and nothing moves the prior to its device.
-        self.prior.to(z.device)
-        seen = self._distortion(x, p)
-        bottleneck = rate(q, z, self.prior)
-        terms = seen + (self.beta * bottleneck if self.bottleneck is None else bottleneck)
-        heard = self._ramp(step)
-        if self.critic is None or heard == 0:
+        q, z, p = self(x, cond, generator)
+        prior = self.prior.to(z.device)
+        distances = self._distortion(x, p)
+        bottleneck = rate(q, z, prior)
+        terms = distances + (self.beta * bottleneck if self.bottleneck is None else bottleneck)
+        ramp = self._ramp(step)
+        if self.critic is None or ramp == 0:
             return terms
-        adversarial = self.critic.fool(_picture(p), real=x)
-        weight = adaptive(seen.total, adversarial.total, self.decoder.last, heard * self.critic_weight)
+        adversarial = self.critic.fool(picture(p, generator), real=x)
+        weight = adaptive(distances.total, adversarial.total, self.decoder.last, ramp * self.critic_weight)
         return terms + adversarial * weight + Terms({"weight/adversarial": (0.0, weight)})
 
-    def judge(self, x: Tensor, cond: Tensor | None = None, step: int | None = None) -> Terms:
-        """The critic's objective on x and its reconstruction: those of `Critic.tell`."""
+    def judge(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Return the critic's objective on x and its reconstruction: those of `Critic.tell`."""
         if self.critic is None:
             raise ValueError("judge needs a critic; this autoencoder has none")
         with torch.no_grad():
-            _, _, p = self(x, cond)
-        return self.critic.tell(x, _picture(p), step=step)
+            _, _, p = self(x, cond, generator)
+        return self.critic.tell(x, picture(p, generator), step=step)
 
     def _distortion(self, x: Tensor, p: Distribution) -> Terms:
         if self.reconstruction == "likelihood":
             terms = Terms(reconstruction=distortion(p, x))
         else:
-            apart = wide(x) - _picture(p)
+            apart = wide(x) - picture(p)
             terms = Terms(reconstruction=per_example(apart.abs() if self.reconstruction == "l1" else apart.square()))
         if self.perceptual is None:
             return terms
-        return terms + Terms(perceptual=(self.perceptual_weight * x[0].numel(), self.perceptual(_picture(p), x)))
+        return terms + Terms(perceptual=(self.perceptual_weight * x[0].numel(), self.perceptual(picture(p), x)))
 
     def _ramp(self, step: int | None) -> float:
-        """What of the critic's weight is heard in a step, in [0, 1]."""
+        """Return the share of the critic's weight in a step, in [0, 1]."""
         if self.critic is None or (self.critic_start == 0 and self.critic_warmup == 0):
             return 1.0
         if step is None:
@@ -161,22 +174,17 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The picture of the mean of q(z|x): (B, *event)."""
-        return _picture(self.decode(self.encode(x, cond).mean, cond))
+        """Return the picture of the mean of q(z|x): (B, *event)."""
+        return picture(self.decode(self.encode(x, cond).mean, cond))
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """(n, *event): pictures of z ~ N(0, I), or of codes drawn evenly. What a second stage has to beat."""
+        """Draw (n, *event): pictures of z ~ N(0, I), or of codes drawn evenly. What a second stage has to beat."""
         if self.bottleneck is None:
-            return _picture(self.decoder(self.prior.sample(n, generator=generator), cond))
+            return picture(self.decoder(self.prior.sample(n, generator=generator), cond), generator)
         place = self.prior.place.device
         indices = torch.randint(self.bottleneck.codes, (n, *self.latent[1:]), generator=generator, device=place)
-        return _picture(self.decoder(self.bottleneck.lookup(indices), cond))
-
-
-def _picture(p: Distribution) -> Tensor:
-    """A decoder's picture: its mean, or a draw where there is only that."""
-    return p.rsample() if isinstance(p, Implicit) else p.mean
+        return picture(self.decoder(self.bottleneck.lookup(indices), cond), generator)
 
 
 def _check_fit(latent: tuple[int, ...], decoder: nn.Module, bottleneck: nn.Module | None) -> None:

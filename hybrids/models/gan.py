@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from ..critic import Critic, check_critic
 from ..terms import Terms
-from .rates import StandardNormal
-from .scoring import answer, implicit
+from .parts import distribution_of, implicit
 
 __all__ = ["GAN"]
 
@@ -15,30 +14,40 @@ class GAN(nn.Module):
     """min_G max_D of a game on D(x) and D(G(z)), z ~ N(0, I). Goodfellow 2014, 1406.2661.
 
     It is two players: the generator moves `generator` on `loss`, the critic moves `critic` on `judge`.
-    Arguments: generator, a decoder z → Distribution; critic; latent, the shape of one z.
+
+    Arguments:
+        generator: a decoder z → Distribution.
+        critic: a `Critic`.
+        latent: the shape of one z.
     Raises TypeError for a discriminator in the place of its critic.
     """
 
     def __init__(self, generator: nn.Module, critic: Critic, latent: int | tuple[int, ...]) -> None:
         super().__init__()
         check_critic(critic)
-        self.generator, self.critic, self.prior = generator, critic, StandardNormal(latent)
+        self.generator, self.critic = generator, critic
+        self.latent = (latent,) if isinstance(latent, int) else tuple(latent)
 
     def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """n fakes (n, *event), differentiable in the generator's parameters."""
-        # The players move the generator, and nothing moves the prior to its device.
-        self.prior.to(next(self.generator.parameters()).device)
-        z = self.prior.sample(n, generator=generator)
-        return answer(self.generator, "generator", z, cond).rsample(generator)
+        """Draw n fakes (n, *event), differentiable in the generator's parameters."""
+        like = next(self.generator.parameters(), torch.zeros(()))
+        z = torch.randn(n, *self.latent, generator=generator, device=like.device, dtype=like.dtype)
+        return distribution_of(self.generator, "generator", z, cond).rsample(generator)
 
-    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The generator's objective against real x (B, *event): the term adversarial."""
-        return self.critic.fool(self.draw(len(x), cond), real=x, **_given(cond))
+    def loss(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
+        """Return the generator's objective against real x (B, *event): the term adversarial."""
+        return self.critic.fool(self.draw(len(x), cond, generator), real=x, **_given(cond))
 
-    def judge(self, x: Tensor, cond: Tensor | None = None, step: int | None = None) -> Terms:
-        """The critic's objective: adversarial, penalties, logits."""
+    def judge(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Return the critic's objective: adversarial, penalties, logits."""
         with torch.no_grad():
-            fake = self.draw(len(x), cond)
+            fake = self.draw(len(x), cond, generator)
         return self.critic.tell(x, fake, step=step, **_given(cond))
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -47,7 +56,7 @@ class GAN(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """(n, *event)."""
+        """Draw (n, *event)."""
         return self.draw(n, cond, generator)
 
 

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from components.conditions import drop
-from components.distributions import Delta, Distribution, Implicit, Normal
+from components.distributions import Delta, Distribution, Normal
 from components.ranks import shared
+from components.samplers import Sampler
 
-from ..data.latents import drawn, latents, spread
 from ..data.source import Data
 from ..player import Batch, unpack
 from ..terms import Terms
+from .cache import draw_latents, latents, mean_and_std
+from .parts import drawn_by, picture
 from .rates import shape_of
 from .vae import VAE
 
@@ -69,7 +71,7 @@ class LatentModel(nn.Module):
 
     @torch.no_grad()
     def cache(self, data: Data) -> Data:
-        """The latents of the training set as a data set, and the shift and scale that follow from it, set.
+        """Return the latents of the training set as a data set, and the shift and scale that follow from it, set.
 
         Every process calls it, and encodes all of the set; shift and scale are those of the first process.
         Raises ValueError where a channel is the same for all examples.
@@ -79,19 +81,22 @@ class LatentModel(nn.Module):
         stored = latents(data, self.first.encode, self.shift.device)
         self.first.train(training)
         assert stored.x is not None
-        mean, std = spread(stored.x, self.per_channel)
+        mean, std = mean_and_std(stored.x, self.per_channel)
         if not (std > 1e-6).all():
             raise ValueError(f"latents must vary; channel {int(std.flatten().argmin())} is the same for all examples")
         self.shift.copy_(shared(mean.to(self.shift)))
         self.scale.copy_(shared((1 / std).to(self.scale)))
         return stored
 
-    def latent_loss(self, batch: Batch, **given: Any) -> Terms:
-        """The second stage's loss on a batch of `cache`; given, what else that loss takes."""
-        return self.second.loss(*self.seen(batch), **given)
+    def latent_loss(self, batch: Batch, generator: torch.Generator | None = None, **given: Any) -> Terms:
+        """Return the second stage's loss on a batch of `cache`.
 
-    def seen(self, batch: Batch) -> tuple[Tensor, Any]:
-        """What the second stage is trained on: w (B, *latent), and its labels' conditions, dropped at random, or None.
+        Arguments: generator, of all that is drawn; given, what else that loss takes.
+        """
+        return self.second.loss(*self.latent_batch(batch, generator), **drawn_by(generator), **given)
+
+    def latent_batch(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
+        """Return what the second stage is trained on: w (B, *latent), and conditions, some dropped, or None.
 
         Arguments: batch of `cache`, stored (B, 1 or 2, *latent), of which z is drawn here, or a mapping that has labels
         as cond. Raises ValueError for what is no batch of it, such as images.
@@ -102,57 +107,73 @@ class LatentModel(nn.Module):
                 f"batch must be of `cache`, (B, 1 or 2, *latent) with latents {self.latent}; got shape "
                 f"{tuple(stored.shape)}: train on model.cache(data).batches(64), or on `loss`, which encodes images"
             )
-        cond = self.told(labels)
+        cond = self.condition_of(labels)
         if cond is not None:
-            cond = drop(cond, self.label_dropout, self.num_classes)
-        return self.normalized(drawn(stored)), cond
+            cond = drop(cond, self.label_dropout, self.num_classes, generator)
+        return self.normalized(draw_latents(stored, generator)), cond
 
-    def told(self, labels: Tensor | None) -> Any:
-        """What the second stage takes as cond, of labels (B,)."""
+    def condition_of(self, labels: Tensor | None) -> Any:
+        """Return what the second stage takes as cond, of labels (B,)."""
         return labels if labels is None or self.condition is None else self.condition(labels)
 
     def normalized(self, z: Tensor) -> Tensor:
-        """w = (z - shift) scale."""
+        """Return w = (z - shift) scale."""
         # Nothing moves the buffers to the device of a player that only moves the second stage.
         return (z - self.shift.to(z.device)) * self.scale.to(z.device)
 
     def restored(self, w: Tensor) -> Tensor:
-        """z = shift + w / scale."""
+        """Return z = shift + w / scale."""
         return self.shift.to(w.device) + w / self.scale.to(w.device)
 
     # A model of x.
 
-    def loss(self, x: Tensor, cond: Tensor | None = None, **given: Any) -> Terms:
-        """The second stage's loss on x (B, *event), labels cond: `latent_loss` without a cache."""
-        return self.second.loss(self.encoded(x).rsample(), self.told(cond), **given)
+    def loss(
+        self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None, **given: Any
+    ) -> Terms:
+        """Return the second stage's loss on x (B, *event), labels cond: `latent_loss` without a cache."""
+        w = self.encoded(x).rsample(generator)
+        return self.second.loss(w, self.condition_of(cond), **drawn_by(generator), **given)
 
     @torch.no_grad()
     def encoded(self, x: Tensor) -> Distribution:
-        """q(w|x), which the first stage's q(z|x) makes."""
+        """Return q(w|x), which the first stage's q(z|x) makes."""
         q = self.first.encode(x)
         if isinstance(q, Normal):
-            return Normal(self.normalized(q.mean), q.std * self.scale)
+            return Normal(self.normalized(q.mean), q.std * self.scale.to(q.std.device))
         return Delta(self.normalized(q.mean))
 
     @torch.no_grad()
     def sample(
-        self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None, **given: Any
+        self,
+        n: int,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        sampler: Sampler | str | None = None,
     ) -> Tensor:
-        """(n, *event): the decoder's pictures of the second stage's latents; labels cond (n,); given, for `second`."""
-        return self.decoded(self.second.sample(n, cond=self.told(cond), generator=generator, **given), generator)
+        """Draw (n, *event): the decoder's pictures of the second stage's latents.
+
+        Arguments: cond, labels (n,); sampler, of a second stage that has one, instead of its own.
+        """
+        given = {} if sampler is None else {"sampler": sampler}
+        w = self.second.sample(n, cond=self.condition_of(cond), generator=generator, **given)
+        return self.decoded(w, generator)
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """That of the second stage, if it has one."""
+        return getattr(self.second, "sampler", None)
 
     def decoded(self, w: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The picture of w: the decoder's mean, or a draw where there is only that."""
-        p = self.first.decode(self.restored(w))
-        return p.rsample(generator) if isinstance(p, Implicit) else p.mean
+        """Return the picture of w: the decoder's mean, or a draw where there is only that."""
+        return picture(self.first.decode(self.restored(w)), generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The picture of the mean of q(z|x)."""
+        """Return the picture of the mean of q(z|x)."""
         return self.decoded(self.encoded(x).mean)
 
     def vae(self) -> VAE:
-        """The same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
+        """Return the same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
 
         The change of variables from z to w is in both of its sides, and cancels. It takes no cond.
         For scoring: no gradient reaches the first stage. Raises ValueError where there is no bound: a second stage that
@@ -166,9 +187,12 @@ class LatentModel(nn.Module):
 class _Encoder(nn.Module):
     """x → q(w|x)."""
 
+    model: LatentModel
+
     def __init__(self, model: LatentModel) -> None:
         super().__init__()
-        self.model = model
+        # not registered: the decoder holds the first stage
+        object.__setattr__(self, "model", model)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
         _scores_without(cond)
@@ -176,12 +200,21 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """w → p(x|z)."""
+    """w → p(x|z); it holds the first stage and the scale, so that each weight is saved once."""
+
+    model: LatentModel
 
     def __init__(self, model: LatentModel) -> None:
         super().__init__()
-        self.model = model
-        self.head = getattr(model.first.decoder, "head", None)
+        object.__setattr__(self, "model", model)
+        self.first = model.first
+        self.register_buffer("shift", model.shift)
+        self.register_buffer("scale", model.scale)
+
+    @property
+    def head(self) -> nn.Module | None:
+        """That of the first stage's decoder."""
+        return getattr(self.model.first.decoder, "head", None)
 
     def forward(self, w: Tensor, cond: Tensor | None = None) -> Distribution:
         _scores_without(cond)
@@ -189,7 +222,7 @@ class _Decoder(nn.Module):
 
 
 def _scores_without(cond: Tensor | None) -> None:
-    """Refuse a condition, which neither side of the VAE would hear (raises ValueError)."""
+    """Refuse a condition, which neither side of the VAE takes (raises ValueError)."""
     if cond is not None:
         raise ValueError("a latent model as a VAE takes no cond; got one")
 

@@ -1,4 +1,4 @@
-"""The rate of a latent: what q(z|x) costs under a prior, in the one place where that is decided."""
+"""The two parts of an ELBO: the distortion -log p(x|z), and the rate of a latent under any prior."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from components.bottlenecks import Quantized
-from components.distributions import Distribution, Normal, kl_per_dimension, per_example
+from components.distributions import Delta, Distribution, Normal, kl_per_dimension, per_example
 from components.precision import full_precision
 from components.ranks import mean_over_ranks
 
 from ..terms import Terms
+from .parts import drawn_by
 
-__all__ = ["Model", "StandardNormal", "check_latent", "rate", "shape_of"]
+__all__ = ["Model", "StandardNormal", "check_latent", "distortion", "rate", "shape_of"]
 
 
 @runtime_checkable
@@ -22,9 +23,11 @@ class Model(Protocol):
     `nll` bounds -log p(x) from above in expectation and may draw one random level; `bound` sums every level.
     """
 
-    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
-    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
-    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms: ...
+    def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms: ...
+    def nll(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms: ...
+    def bound(
+        self, x: Tensor, cond: Any = None, strata: int = 128, generator: torch.Generator | None = None
+    ) -> Terms: ...
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor: ...
 
 
@@ -44,34 +47,34 @@ class StandardNormal(nn.Module):
         """N(0, I) over (1, *shape)."""
         return Normal(self.place.expand(1, *self.shape), self.place + 1)
 
-    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The same as `nll`."""
+    def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms:
+        """Return the same as `nll`."""
         return self.nll(x, cond)
 
-    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """-log N(x; 0, I): (B,) nats, exact."""
+    def nll(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms:
+        """Return -log N(x; 0, I): (B,) nats, exact."""
         return Terms(nll=-self.distribution.log_prob(x))
 
-    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The same as `nll`."""
+    def bound(self, x: Tensor, cond: Any = None, strata: int = 128, generator: torch.Generator | None = None) -> Terms:
+        """Return the same as `nll`."""
         return self.nll(x, cond)
 
-    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """log N(x; 0, I): (B,) nats, exact."""
+    def log_weight(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return log N(x; 0, I): (B,) nats, exact."""
         return self.distribution.log_prob(x)
 
-    def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The same as `log_weight`."""
+    def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
+        """Return the same as `log_weight`."""
         return self.distribution.log_prob(x)
 
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """(n, *shape)."""
+        """Draw (n, *shape)."""
         return torch.randn(n, *self.shape, generator=generator, device=self.place.device, dtype=self.place.dtype)
 
 
 def shape_of(model: Any) -> tuple[int, ...] | None:
-    """The shape of one of a model's samples, where it says so."""
-    shape = getattr(getattr(model, "noise", model), "shape", None)
+    """Return the shape of one of a model's samples, where it says so."""
+    shape = getattr(model, "shape", None)
     return None if shape is None else tuple(shape)
 
 
@@ -82,18 +85,38 @@ def check_latent(z: Tensor, prior: Any) -> None:
         raise ValueError(f"prior must be over z of shape {tuple(z.shape[1:])}; {type(prior).__name__} is over {shape}")
 
 
+def distortion(p: Distribution, x: Tensor) -> Tensor:
+    """Return -log p(x|z): (B,) nats. Raises TypeError for a point, whose likelihood is 0 and has no gradient."""
+    if isinstance(p, Delta):
+        raise TypeError(
+            "decoder must return a likelihood; got Delta, a point, which has none: instead of DeltaHead give it a head "
+            "such as NormalHead"
+        )
+    return -p.log_prob(x)
+
+
 @full_precision()
 def rate(
-    q: Distribution | Quantized, z: Tensor, prior: Any, free_bits: float = 0.0, cond: Tensor | None = None
+    q: Distribution | Quantized,
+    z: Tensor,
+    prior: Any,
+    free_bits: float = 0.0,
+    cond: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Terms:
-    """E_q[log q(z|x) - log p(z)], which is KL(q(z|x) ‖ p(z)), in nats.
+    """Return E_q[log q(z|x) - log p(z)], which is KL(q(z|x) ‖ p(z)), in nats.
 
     Normal against StandardNormal: in closed form, term `rate`; with free bits Σ_j max(free_bits, E_batch KL_j), where
     the batch is that of all ranks (Kingma 2016, 1606.04934, section C.8). Any other prior: prior.nll(z) - H[q], terms
     `prior.*` and `posterior_entropy`; the gradient reaches q through z, and the prior. Codes of a bottleneck: its own
     losses, and the measurement `codes/perplexity`; a prior of codes is fitted afterwards, so none is charged here.
-    Arguments: q = q(z|x); z ~ q, reparameterized (B, *latent); prior, a Model of z; free_bits, in nats a dimension;
-    cond, what a prior that is not standard is given.
+
+    Arguments:
+        q: q(z|x), or the codes of a bottleneck.
+        z: drawn from q, reparameterized (B, *latent).
+        prior: a Model of z.
+        free_bits: in nats a dimension.
+        cond, generator: what a prior that is not standard is given.
     Raises ValueError for free bits with a prior without closed form, and for a prior of another shape than z's.
     """
     if isinstance(q, Quantized):
@@ -110,4 +133,4 @@ def rate(
         return Terms(rate=per_example(each))
     if free_bits > 0:
         raise ValueError(f"free_bits needs a KL in closed form: StandardNormal as prior; got {type(prior).__name__}")
-    return prior.nll(z, cond).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))
+    return prior.nll(z, cond, **drawn_by(generator)).under("prior") + Terms(posterior_entropy=(-1.0, q.entropy()))

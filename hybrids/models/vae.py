@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.distributions import Distribution, Implicit
+from components.distributions import Distribution
 from components.precision import widest
 
 from ..terms import Terms
-from .rates import StandardNormal, check_latent, rate
-from .scoring import answer, distortion, weight_of_prior
+from .parts import distribution_of, drawn_by, picture, prior_log_weight
+from .rates import StandardNormal, check_latent, distortion, rate
 
 __all__ = ["VAE"]
 
@@ -40,15 +40,17 @@ class VAE(nn.Module):
         self.beta, self.free_bits = beta, free_bits
 
     @property
-    def levels(self) -> int | None:
+    def grey_levels(self) -> int | None:
         """Grey levels of a likelihood that is discrete on the data's grid; None for a density."""
-        return getattr(getattr(self.decoder, "head", None), "levels", None)
+        return getattr(getattr(self.decoder, "head", None), "grey_levels", None)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution, Tensor, Distribution]:
-        """q(z|x), one z drawn from it, p(x|z)."""
-        q = answer(self.encoder, "encoder", x, cond)
-        z = q.rsample()
-        return q, z, answer(self.decoder, "decoder", z, cond)
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Distribution, Tensor, Distribution]:
+        """Return q(z|x), one z drawn from it, p(x|z)."""
+        q = distribution_of(self.encoder, "encoder", x, cond)
+        z = q.rsample(generator)
+        return q, z, distribution_of(self.decoder, "decoder", z, cond)
 
     def nelbo(
         self,
@@ -59,56 +61,58 @@ class VAE(nn.Module):
         beta: float = 1.0,
         free_bits: float = 0.0,
         cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Terms:
-        """The negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`.
+        """Return the negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`.
 
-        Raises TypeError for a p without likelihood, and what `rate` does. cond is the prior's.
+        Raises TypeError for a p without likelihood, and what `rate` does. cond and generator are the prior's.
         """
-        return Terms(distortion=distortion(p, x)) + beta * rate(q, z, self.prior, free_bits, cond)
+        return Terms(distortion=distortion(p, x)) + beta * rate(q, z, self.prior, free_bits, cond, generator)
 
-    def loss(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """What training minimizes: the negative ELBO with β and free bits."""
-        q, z, p = self(x, cond)
-        return self.nelbo(x, q, z, p, self.beta, self.free_bits, cond)
+    def loss(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
+        """Return what training minimizes: the negative ELBO with β and free bits."""
+        q, z, p = self(x, cond, generator)
+        return self.nelbo(x, q, z, p, self.beta, self.free_bits, cond, generator)
 
-    def nll(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """The negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
-        q, z, p = self(x, cond)
-        return self.nelbo(x, q, z, p, cond=cond)
+    def nll(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
+        """Return the negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
+        q, z, p = self(x, cond, generator)
+        return self.nelbo(x, q, z, p, cond=cond, generator=generator)
 
-    def bound(self, x: Tensor, cond: Tensor | None = None) -> Terms:
-        """As `nll`, with every level of the prior summed."""
-        q, z, p = self(x, cond)
+    def bound(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        strata: int = 128,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Return `nll` with every level of the prior summed; strata are those of a prior in continuous time."""
+        q, z, p = self(x, cond, generator)
         if isinstance(self.prior, StandardNormal):
             return self.nelbo(x, q, z, p)
         check_latent(z, self.prior)
-        prior = self.prior.bound(z, cond).under("prior")
+        prior = self.prior.bound(z, cond, strata, **drawn_by(generator)).under("prior")
         return Terms(distortion=distortion(p, x)) + prior + Terms(posterior_entropy=(-1.0, q.entropy()))
 
     @torch.no_grad()
-    def log_weight(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """log p(x|z) + log p(z) - log q(z|x) of one z ~ q: (B,) nats, float64.
+    def log_weight(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return log p(x|z) + log p(z) - log q(z|x) of one z ~ q: (B,) nats, float64.
 
         Its mean is the ELBO, the mean of its exp is p(x). Burda 2015, 1509.00519, eq. 8. Raises ValueError for a prior
         without a `log_weight` of its own.
         """
-        q, z, p = self(x, cond)
+        q, z, p = self(x, cond, generator)
         check_latent(z, self.prior)
-        return weight_of_prior(self.prior, z, cond) - widest(distortion(p, x)) - widest(q.log_prob(z))
+        return prior_log_weight(self.prior, z, cond, generator) - widest(distortion(p, x)) - widest(q.log_prob(z))
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """(n, *event): the mean of p(x|z), z ~ p(z)."""
+        """Draw (n, *event): the mean of p(x|z), z ~ p(z)."""
         z = self.prior.sample(n, cond, generator)
-        return _shown(answer(self.decoder, "decoder", z, cond), generator)
+        return picture(distribution_of(self.decoder, "decoder", z, cond), generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The mean of p(x|z) at the mean of q(z|x)."""
-        z = answer(self.encoder, "encoder", x, cond).mean
-        return _shown(answer(self.decoder, "decoder", z, cond), None)
-
-
-def _shown(p: Distribution, generator: torch.Generator | None) -> Tensor:
-    """A decoder's picture: its mean, or a draw where there is only that."""
-    return p.rsample(generator) if isinstance(p, Implicit) else p.mean
+        """Return the mean of p(x|z) at the mean of q(z|x)."""
+        z = distribution_of(self.encoder, "encoder", x, cond).mean
+        return picture(distribution_of(self.decoder, "decoder", z, cond))

@@ -43,7 +43,7 @@ def _title(report: Mapping) -> str:
 def _facts(report: Mapping) -> Html:
     shape = " × ".join(map(str, report["shape"]))
     data = [f"{report['data']}, {shape}"]
-    data += [f"{report['levels']} levels"] if report.get("levels") else []
+    data += [f"{report['grey_levels']} levels"] if report.get("grey_levels") else []
     data += [f"{integer(report['examples'])} training examples"] if report.get("examples") else ["drawn without end"]
     seeds = report["seeds"]
     facts: list[tuple[str, str]] = [("Data", ", ".join(data)), ("Budget", _budget(report))]

@@ -38,7 +38,7 @@ def plan(tmp_path):
     entry = {"own": "", "words": ["--data", "8-gaussians"], "width": 8, "parameters": 100, "batch": 64,
              "stages": ["a"], "lengths": [20], "split": False, "refused": None}  # fmt: skip
     asked = {"kind": "images", "value": 1280, "samples": 100, "curve_samples": 50, "metrics": None}
-    card = {"name": "8-gaussians", "shape": [2], "classes": 0, "levels": None, "examples": 10}
+    card = {"name": "8-gaussians", "shape": [2], "classes": 0, "grey_levels": None, "examples": 10}
     return {"format": 1, "asked": asked, "seeds": 2, "data": card, "parameters": 100,
             "recipes": {name: dict(entry) for name in ("vae", "gan", "ddpm", "latent_diffusion")}}  # fmt: skip
 

@@ -15,7 +15,7 @@ from components.denoisers import Denoiser, GaussianMean
 from components.discriminators import MLPDiscriminator
 from components.distributions import Delta, Normal
 from components.losses import non_saturating
-from components.samplers import ddim
+from components.samplers import Sampler
 from components.schedules import LogSNRLinearSchedule
 from hybrids import GAN, VAE, Critic, Diffusion, StandardNormal
 from hybrids.comparison import measuring
@@ -86,16 +86,16 @@ def test_the_curve_is_of_the_last_stage_as_planned(tmp_path, monkeypatch, bench)
 
 
 def test_curves_take_few_steps_of_a_long_chain_and_its_own_of_a_short_one():
-    quick = {"sampler": ddim, "steps": 32}
-    long, short = diffusion(sample_steps=100), diffusion(sample_steps=32)
+    quick = {"sampler": Sampler("ddim", 32)}
+    long, short = diffusion(sampler=Sampler(steps=100)), diffusion(sampler=Sampler(steps=32))
     assert measuring._quick(long) == measuring._quick(SimpleNamespace(second=long)) == quick
     assert measuring._quick(short) == measuring._quick(Draws(torch.randn)) == {}
 
 
 def test_a_chain_is_drawn_in_more_and_more_evaluations(bench):
-    """One of the network in each step of DDIM, whatever the number of parts that samples are drawn in."""
+    """One of the network in each step of DDIM and one at t = 0, whatever the parts that samples are drawn in."""
     found = evaluations_of(diffusion(), bench, 600)
-    assert [point["evaluations"] for point in found] == [1, 2, 4, 8, 16, 32, 64]
+    assert [point["evaluations"] for point in found] == [steps + 1 for steps in (1, 2, 4, 8, 16, 32, 64)]
     assert found[-1]["frechet"] < 0.2 * found[0]["frechet"] and found[-1]["high_quality"] > 0.97
     assert {point["sampler"] for point in found} == {"ddim"}
 

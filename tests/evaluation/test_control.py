@@ -2,15 +2,16 @@ import math
 
 import pytest
 import torch
+from diffusions import exact
 from small import TINY
 from torch import nn
 
 from components.backbones import Stochastic
 from components.bottlenecks import VQ
-from components.denoisers import Denoiser, GaussianMean
+from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator
 from components.distributions import Delta, Normal
-from components.samplers import ddim
+from components.samplers import Sampler
 from components.schedules import LogSNRLinearSchedule, VariancePreservingSchedule
 from hybrids import (
     GAN,
@@ -18,7 +19,6 @@ from hybrids import (
     AdversarialDiffusion,
     Autoencoder,
     Critic,
-    Diffusion,
     HierarchicalVAE,
     LatentModel,
     StandardNormal,
@@ -41,7 +41,7 @@ from hybrids.evaluation.control import (
 )
 from hybrids.experiment import load_recipe, parse
 
-DIGITS, POINTS = Data("digits", (1, 8, 8), classes=10, levels=17), Data("25-gaussians", (2,))
+DIGITS, POINTS = Data("digits", (1, 8, 8), classes=10, grey_levels=17), Data("25-gaussians", (2,))
 IMPLICIT = {"gan", "adversarial_diffusion"}
 
 
@@ -76,11 +76,10 @@ def linear_gan(weight):
     return GAN(Linear(weight), Critic(MLPDiscriminator(len(weight), 8)), weight.shape[1])
 
 
-def gaussian_diffusion(std=0.5, d=3, schedule=None, **settings):
-    """The exact diffusion of N(0, std² I)."""
+def gaussian_diffusion(d=3, schedule=None, steps=None, **settings):
+    """The exact diffusion of N(0, ½² I)."""
     schedule = schedule or LogSNRLinearSchedule(8.0, -8.0)
-    mean = GaussianMean(schedule, torch.zeros(d), std**2 * torch.eye(d))
-    return Diffusion(Denoiser(mean, schedule, "sample"), d, sampler=ddim, **settings)
+    return exact(schedule, "sample", shape=d, sampler=Sampler("ddim", steps=steps), **settings)
 
 
 @pytest.mark.parametrize("data", [DIGITS, POINTS], ids=["images", "points"])
@@ -136,7 +135,7 @@ def test_many_go_in_parts():
 
 def test_inversion_of_a_gaussian_diffusion():
     """Its noise is x_1 = x √(α_1² s² + σ_1²)/s (the flow of a Gaussian is a scaling), up to an error O(1/steps)."""
-    model = gaussian_diffusion(sample_steps=400)
+    model = gaussian_diffusion(steps=400)
     x = 0.5 * normal(50, 3, dtype=torch.float64)
     alpha, sigma = (float(c) for c in model.denoiser.schedule.alpha_sigma(1.0))
     alpha_0, sigma_0 = (float(c) for c in model.denoiser.schedule.alpha_sigma(0.0))
@@ -147,10 +146,13 @@ def test_inversion_of_a_gaussian_diffusion():
 
 
 def test_inversion_with_iterations_undoes_ddim():
-    model = gaussian_diffusion(sample_steps=50)
+    """Back at x_0 = α x, of which the picture is x̂(x_0)."""
+    model = gaussian_diffusion(steps=50)
     x = 0.5 * normal(50, 3, dtype=torch.float64)
     once, often = (decode(model, encode(model, x, iterations=k)) for k in (1, 30))
-    assert (often - x).abs().max() < 1e-4 < (once - x).abs().max()
+    wanted = model.denoiser(model.denoiser.schedule.marginal(x, 0.0).mean, 0.0).mean
+    assert (often - wanted).abs().max() < 1e-4 < (once - wanted).abs().max()
+    assert (wanted - x).abs().max() < 1e-2
     assert reconstruction(model, x) == pytest.approx((once - x).square().mean().sqrt().item(), rel=1e-6)
 
 
@@ -165,7 +167,7 @@ def test_a_chain_that_starts_clean_is_inverted_too():
 
 @pytest.mark.parametrize("schedule", [VariancePreservingSchedule(), LogSNRLinearSchedule(3.0, -8.0)])
 def test_decoding_noise_is_ddims_sample_of_it(schedule):
-    """Of a chain that starts clean and of one that does not, whose last decoder divides by α."""
+    """Of a chain that starts clean and of one that does not, whose picture is x̂ of its end."""
     model = gaussian_diffusion(schedule=schedule, timesteps=10)
     generator = torch.Generator().manual_seed(3)
     wanted = model.sample(4, generator=torch.Generator().manual_seed(3))

@@ -13,6 +13,7 @@ from components.decoders import MLPDecoder, NormalHead
 from components.denoisers import Denoiser
 from components.encoders import MLPEncoder
 from components.losses import non_saturating
+from components.samplers import Sampler
 from components.schedules import LogSNRLinearSchedule
 from hybrids import VAE, Critic, Diffusion, HierarchicalVAE, Player, Terms
 from hybrids.data import Data, load_data
@@ -28,7 +29,7 @@ from hybrids.evaluation.costs import (
 )
 from hybrids.experiment import Stage, load_recipe, parse
 
-DIGITS = Data("digits", (1, 8, 8), classes=10, levels=17)
+DIGITS = Data("digits", (1, 8, 8), classes=10, grey_levels=17)
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
@@ -203,7 +204,7 @@ PARTS = {
     "gan": {"generator": 1},
     "hierarchical_vae": {"decoder": 1},
     "ddpm": {"backbone": 4},
-    "variational_diffusion": {"backbone": 4},
+    "variational_diffusion": {"backbone": 5},
     "adversarial_diffusion": {"backbone": 4},
     "latent_diffusion": {"backbone": 2, "decoder": 1},
     "latent_adversarial_diffusion": {"backbone": 4, "decoder": 1},
@@ -212,19 +213,17 @@ PARTS = {
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_evaluations(name):
-    """T of a chain of T steps, 1 of a decoder or a generator, whatever the number of samples."""
+    """T of a chain of T steps, one more where noise is left at t = 0, 1 of a decoder or a generator; of any n."""
     model = stages(name)[-1].model
     assert evaluations_by_part(model, 3) == PARTS[name]
     assert evaluations(model, 2) == sum(PARTS[name].values())
 
 
 def test_evaluations_of_other_steps_and_solvers():
-    from components.samplers import heun
-
     model = stages("ddpm")[0].model
-    assert evaluations(model, 2, steps=8) == 8
+    assert evaluations(model, 2, sampler=Sampler(steps=8)) == 8
     # Heun asks twice in every step but the last, to no noise.
-    assert evaluations(model, 2, steps=8, sampler=heun) == 15
+    assert evaluations(model, 2, sampler=Sampler("heun", steps=8)) == 15
 
 
 def test_guidance_is_two_evaluations_a_step():
@@ -235,7 +234,8 @@ def test_guidance_is_two_evaluations_a_step():
 
 def test_a_chain_as_a_ladder_has_the_evaluations_of_the_chain():
     diffusion = stages("ddpm")[0].model
-    assert evaluations(HierarchicalVAE.from_diffusion(diffusion), 2) == evaluations(diffusion, 2, steps=8) == 8
+    assert evaluations(HierarchicalVAE.from_diffusion(diffusion), 2) == 8
+    assert evaluations(diffusion, 2, sampler=Sampler(steps=8)) == 8
 
 
 def test_a_prior_has_evaluations_of_its_own():
@@ -244,7 +244,7 @@ def test_a_prior_has_evaluations_of_its_own():
     def vae(prior, features, latent):
         return VAE(MLPEncoder(features, latent, 8, 1), MLPDecoder(latent, features, NormalHead(0.5), 8, 1), prior)
 
-    diffusion = Diffusion(Denoiser(MLP(2, 8, 1), LogSNRLinearSchedule()), 2, sample_steps=5)
+    diffusion = Diffusion(Denoiser(MLP(2, 8, 1), LogSNRLinearSchedule()), 2, sampler=Sampler(steps=4))
     model = vae(vae(diffusion, 3, 2), 4, 3)
     assert evaluations_by_part(model, 3) == {"backbone": 5, "inner_decoder": 1, "decoder": 1}
 

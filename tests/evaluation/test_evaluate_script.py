@@ -166,7 +166,7 @@ def test_it_writes_beside_the_run_by_default_and_measures_the_train_split(evalua
     said = evaluate(vae, "--likelihood", "--examples", 20, "--split", "train")
     assert str(vae / "evaluation.json") in said
     likelihood = found(vae / "evaluation.json")["likelihood"]
-    assert math.isfinite(likelihood["bits_per_dim"]) and likelihood["levels"] == 17
+    assert math.isfinite(likelihood["bits_per_dim"]) and likelihood["grey_levels"] == 17
     assert found(vae / "evaluation.json")["settings"]["split"] == "train"
 
 
@@ -177,7 +177,7 @@ def test_a_conditional_model_is_measured_given_labels_or_without(evaluate, tmp_p
     for extra in ([], ["--labels"]):
         evaluate(run, "--likelihood", "--every-level", "--examples", 16, *extra, "--out", tmp_path / "out.json")
         answers.append(found(tmp_path / "out.json")["likelihood"])
-    assert answers[0]["nats"] != answers[1]["nats"] and answers[0]["levels"] == 17
+    assert answers[0]["nats"] != answers[1]["nats"] and answers[0]["grey_levels"] == 17
     assert answers[0]["nats_prior"] == answers[1]["nats_prior"]  # the same noise, and no network in it
 
 

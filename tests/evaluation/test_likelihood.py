@@ -3,41 +3,21 @@ import math
 
 import pytest
 import torch
+from answers import F64, Constant
+from diffusions import S, Shrunk, exact
 from torch import nn
 
-from components.denoisers import Denoiser, GaussianMean, GridBayes, GridBayesLast, MixtureMean, log_marginals
+from components.denoisers import Denoiser, GaussianMean, GreyLevels, MixtureMean, log_marginals
 from components.distributions import DiscretizedNormal, Normal, grid
-from components.samplers import ProbabilityFlow
-from components.schedules import BetaSchedule, CosineSchedule, FlowSchedule, LearnedSchedule, LogSNRLinearSchedule, over
+from components.schedules import FlowSchedule, LogSNRLinearSchedule
 from hybrids import GAN, VAE, AdversarialDiffusion, Critic, Diffusion, StandardNormal, Terms
 from hybrids.data import Data, gaussians_8
 from hybrids.evaluation import Scorer, likelihood
 from hybrids.models import LatentModel
 
-F64 = torch.float64
-S = 0.5
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-class Gaussian(nn.Module):
-    """x̂ of x ~ N(0, s² I), of any shape."""
-
-    def __init__(self, schedule, s=S):
-        super().__init__()
-        self.schedule, self.s = schedule, s
-
-    def forward(self, x_t, t, cond=None):
-        alpha, sigma = (over(c, x_t) for c in self.schedule.alpha_sigma(t))
-        return alpha * self.s**2 / (alpha**2 * self.s**2 + sigma**2) * x_t
-
 
 def gaussian(schedule=None, s=S, shape=2, **settings):
-    schedule = schedule or LogSNRLinearSchedule(13.3, -12.0)
-    return Diffusion(Denoiser(Gaussian(schedule, s), schedule, "sample"), shape, **settings)
+    return exact(schedule or LogSNRLinearSchedule(13.3, -12.0), "sample", s, shape, **settings)
 
 
 class Encoder(nn.Module):
@@ -50,8 +30,8 @@ class Decoder(nn.Module):
         return Normal(z, 0.4)
 
 
-def rounded(n, levels, s=0.3, shape=(2,)):
-    steps = (levels - 1) / 2
+def rounded(n, grey_levels, s=0.3, shape=(2,)):
+    steps = (grey_levels - 1) / 2
     return (((s * torch.randn(n, *shape, dtype=F64)).clamp(-1, 1) + 1) * steps).round() / steps - 1
 
 
@@ -59,9 +39,9 @@ def rounded(n, levels, s=0.3, shape=(2,)):
 
 
 def test_it_states_grid_dequantization_examples_and_draws_and_is_json():
-    model = Diffusion(gaussian().denoiser, 2, levels=17)
+    model = Diffusion(gaussian().denoiser, 2, grey_levels=17)
     found = likelihood(model, rounded(100, 17), draws=250, importance_samples=0)
-    assert found["levels"] == 17 and found["grid"] == "x = 2v/(K-1) - 1, K = 17"
+    assert found["grey_levels"] == 17 and found["grid"] == "x = 2v/(K-1) - 1, K = 17"
     assert found["dequantization"] == "none: the bound is on the probability of grey levels"
     assert (found["examples"], found["dimensions"], found["draws"]) == (100, 2, 3)
     assert found["bits_per_dim"] == pytest.approx(found["nats"] / 2 / math.log(2), rel=1e-12)
@@ -75,7 +55,7 @@ def test_it_states_grid_dequantization_examples_and_draws_and_is_json():
 def test_a_density_has_no_grid():
     found = likelihood(gaussian(), torch.randn(20, 2, dtype=F64), draws=20)
     assert found["grid"] == "none" and found["dequantization"] == "none: the bound is on a density of x"
-    assert not [name for name in found if "bits" in name or name == "levels"]
+    assert not [name for name in found if "bits" in name or name == "grey_levels"]
 
 
 def test_bound_importance_and_flow_stand_in_order():
@@ -135,7 +115,7 @@ def test_row_42_grey_levels_by_the_flow_are_bounded_and_near(how):
     The encoder's Gaussian noise does not fill the bin: log Δ - ½ log 2πe σ_0² a dimension, if x_0 tells x.
     """
     x = rounded(300, 256)
-    model = gaussian(LogSNRLinearSchedule(13.3, -14.0), s=0.3, levels=256)
+    model = gaussian(LogSNRLinearSchedule(13.3, -14.0), s=0.3, grey_levels=256)
     exact = -DiscretizedNormal(torch.zeros_like(x), 0.3, 256).log_prob(x)
     flow = {"method": "rk4", "steps": 60}
     found = Scorer(model, flow=flow, dequantization=how, bound=False)(x)["ode_nats"]
@@ -147,23 +127,12 @@ def test_row_42_grey_levels_by_the_flow_are_bounded_and_near(how):
     assert ("uniform over each level's bin" if how == "uniform" else "the diffusion's own") in stated
 
 
-def test_row_42_the_change_of_volume_is_that_of_a_bin():
-    """log P = log p(y) + d log(2/(K-1)), at y within half a bin of x."""
-    x, seen = rounded(5, 17), []
-    model = gaussian(levels=17)
-    flow = model.flow()
-    flow.log_prob = lambda y, cond, generator: seen.append(y) or torch.zeros(len(y), dtype=F64)
-    found = model.log_prob(x, flow=flow)
-    torch.testing.assert_close(found, torch.full((5,), 2 * math.log(2 / 16), dtype=F64), rtol=1e-12, atol=0)
-    assert ((seen[0] - x).abs() <= 1 / 16).all() and (seen[0] != x).all()
-
-
 def test_few_levels_cost_less_by_the_encoder():
     """A denoiser of a grid is peaked at its levels, which the uniform noise leaves; the encoder's keeps near."""
     x = (torch.randint(5, (400, 2)) / 2 - 1).double()
     schedule = LogSNRLinearSchedule(6.0, -12.0)
-    bayes = GridBayes(lambda_zero(5), schedule, (2,), 5, log_marginals(x, 5))
-    model = Diffusion(Denoiser(bayes, schedule, "sample"), 2, last=GridBayesLast(bayes))
+    prediction = GreyLevels((2,), 5, log_marginals(x, 5))
+    model = Diffusion(Denoiser(Constant(torch.zeros(1, 10, dtype=F64)), schedule, prediction), 2)
     flow = {"method": "rk4", "steps": 60}
     values = {how: Scorer(model, flow=flow, dequantization=how, bound=False)(x)["ode_nats"].mean().item()
               for how in ("encoder", "uniform")}  # fmt: skip
@@ -171,33 +140,12 @@ def test_few_levels_cost_less_by_the_encoder():
     assert exact - 0.05 < values["encoder"] < exact + 0.1 and values["uniform"] > exact + 0.5
 
 
-def lambda_zero(levels):
-    class Zero(nn.Module):
-        def forward(self, x_t, t, cond=None):
-            return torch.zeros(len(x_t), levels * x_t.shape[1], dtype=x_t.dtype)
-
-    return Zero()
-
-
-def test_the_flow_starts_where_the_network_was_trained():
-    assert gaussian().flow().first == 0.0
-    assert gaussian(BetaSchedule(), timesteps=1000).flow().first == 1e-3
-    assert gaussian(FlowSchedule()).flow().first == 1e-5
-    assert gaussian(FlowSchedule()).flow(first=1e-3).first == 1e-3
-
-
-def test_log_prob_of_a_diffusion_is_the_density_with_its_first_noise():
-    x, schedule = S * torch.randn(20, 2, dtype=F64), LogSNRLinearSchedule(5.0, -14.0)
-    exact = Normal(torch.zeros_like(x), math.hypot(S, math.exp(-2.5))).log_prob(x)
-    torch.testing.assert_close(gaussian(schedule).log_prob(x), exact, rtol=0, atol=2e-3)
-
-
 # A VAE over a flow
 
 
 def test_a_latent_flow_is_scored_though_it_has_no_bound():
     """z ~ N(0, S²) by a rectified flow, x|z ~ N(z, .16): -E log p(x) within the gap of q, and no bound without it."""
-    model = VAE(Encoder(), Decoder(), gaussian(FlowSchedule(), sample_steps=2))
+    model = VAE(Encoder(), Decoder(), gaussian(FlowSchedule()))
     x = math.sqrt(S**2 + 0.16) * torch.randn(300, 2, dtype=F64)
     with pytest.raises(ValueError, match="in continuous time the bound is infinite"):
         likelihood(model, x)
@@ -215,37 +163,6 @@ def test_a_latent_flow_is_scored_though_it_has_no_bound():
 # Importance-sampled times
 
 
-class Cubic(nn.Module):
-    """An answer that is wrong by more the noisier x_t is."""
-
-    def forward(self, x_t, t, cond=None):
-        return torch.tanh(x_t) * over(torch.as_tensor(t, dtype=x_t.dtype), x_t) ** 2
-
-
-def test_tabulated_times_leave_the_bound_and_quieten_it():
-    """To four standard errors; and the variance of one draw of t falls tenfold on a cosine schedule."""
-    schedule = CosineSchedule(12.0, -12.0)
-    model = Diffusion(Denoiser(Cubic(), schedule, "v_prediction"), 2)
-    x = S * torch.randn(1, 2, dtype=F64).expand(40_000, 2)
-    times = model.proposal(x[:1000])
-    t, share = times(40_000, schedule)
-    assert share.mean().item() == pytest.approx(1, abs=5e-3)  # ∫ p w dt = 1, in strata
-    one, other = (model.nll(x, times=proposal)["diffusion"][1].double() for proposal in (None, times))
-    error = math.sqrt((one.var() + other.var()).item() / len(x))
-    assert abs(one.mean() - other.mean()) < 4 * error
-    assert other.var() < 0.5 * one.var()
-    assert t.std() < 0.9 * math.sqrt(1 / 12) or abs(t.mean() - 0.5) > 0.02  # it is another density of t
-
-
-def test_their_weights_make_a_mean_over_uniform_t_of_any_function():
-    schedule = CosineSchedule(9.0, -9.0)
-    times = Diffusion(Denoiser(Cubic(), schedule, "v_prediction"), 2).proposal(torch.randn(500, 2, dtype=F64), bins=20)
-    t, share = times(100_000, schedule)
-    for power in (0, 1, 5):
-        assert (share * t**power).mean().item() == pytest.approx(1 / (power + 1), rel=2e-3)
-    assert share.max() / share.min() > 2
-
-
 def test_they_serve_discrete_levels_and_likelihood_too():
     schedule, x = LogSNRLinearSchedule(9.0, -6.0), S * torch.randn(4000, 2, dtype=F64)
     model = gaussian(schedule, timesteps=10)
@@ -256,14 +173,6 @@ def test_they_serve_discrete_levels_and_likelihood_too():
         assert found["nats"] == pytest.approx(every["nats"], abs=4 * error)
     with pytest.raises(TypeError, match="importance_times are of a Diffusion; got StandardNormal"):
         likelihood(StandardNormal(2), x, importance_times=True)
-
-
-def test_a_proposal_leaves_a_learned_schedule_and_the_model_alone():
-    model = Diffusion(Denoiser(Cubic(), LearnedSchedule(), "v_prediction"), 2)
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    times = model.proposal(torch.randn(100, 2))
-    assert not times.squares.requires_grad and model.state_dict().keys() == before.keys()
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
 # Refusals
@@ -297,7 +206,7 @@ def test_implicit_models_are_refused_and_told_what_to_use():
 def test_x_that_a_discrete_likelihood_cannot_have_is_refused(value, message):
     x = torch.zeros(3, 2)
     x[1, 1] = value
-    model = gaussian(levels=17)
+    model = gaussian(grey_levels=17)
     for ask in (lambda: likelihood(model, x), lambda: model.log_prob(x)):
         with pytest.raises(ValueError, match=message):
             ask()
@@ -321,14 +230,6 @@ def test_what_is_not_finite_is_no_x_of_a_density():
 def test_settings_are_refused_by_name(settings, error, message):
     with pytest.raises(error, match=message):
         Scorer(StandardNormal(2), **settings)
-
-
-def test_log_prob_refuses_another_dequantization_or_start():
-    model, x = gaussian(levels=17), torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="dequantization must be 'uniform' or 'encoder'; got 'triangular'"):
-        model.log_prob(x, dequantization="triangular")
-    with pytest.raises(ValueError, match="flow must start at the diffusion's first level .* got first=0.1, not 0"):
-        model.log_prob(x, flow=ProbabilityFlow(model.denoiser, 0.1), dequantization="encoder")
 
 
 def test_an_importance_weighted_bound_of_what_has_none_is_refused():
@@ -357,14 +258,14 @@ def test_mixtures_through_the_whole_interface():
 
 def test_data_s_own_levels_are_on_its_grid():
     """What data sets decode is not refused, in float32, at every number of levels."""
-    for levels in (2, 17, 256):
-        data = Data.from_tensor(grid(levels, torch.zeros(1)).view(-1, 1, 1, 1), levels=levels)
-        found = likelihood(gaussian(levels=levels, shape=(1, 1, 1)), data.decode(data.x), draws=1)
-        assert math.isfinite(found["nats"]) and found["levels"] == levels
+    for grey_levels in (2, 17, 256):
+        data = Data.from_tensor(grid(grey_levels, torch.zeros(1)).view(-1, 1, 1, 1), grey_levels=grey_levels)
+        found = likelihood(gaussian(grey_levels=grey_levels, shape=(1, 1, 1)), data.decode(data.x), draws=1)
+        assert math.isfinite(found["nats"]) and found["grey_levels"] == grey_levels
 
 
 def test_a_gaussian_of_vectors_agrees_with_the_one_of_shapes():
     """The tests' own denoiser against the library's."""
     schedule, x = LogSNRLinearSchedule(), torch.randn(4, 2, dtype=F64)
     other = GaussianMean(schedule, torch.zeros(2, dtype=F64), S**2 * torch.eye(2, dtype=F64))
-    torch.testing.assert_close(Gaussian(schedule)(x, 0.4), other(x, 0.4))
+    torch.testing.assert_close(Shrunk(schedule)(x, 0.4), other(x, 0.4))

@@ -26,9 +26,9 @@ class Around(nn.Module):
 class Scored(nn.Module):
     """A model with that -log p of x (B, *event)."""
 
-    def __init__(self, nats, levels=None):
+    def __init__(self, nats, grey_levels=None):
         super().__init__()
-        self.nats, self.levels = nats, levels
+        self.nats, self.grey_levels = nats, grey_levels
 
     def nll(self, x, cond=None):
         return Terms(nll=self.nats(x))
@@ -114,8 +114,8 @@ def test_nats_lie_beside_the_entropy():
 def test_bits_per_dim_have_the_error_of_their_mean():
     """-log p of 8 log 2 and of 24 log 2 over four dimensions is 2 and 6 bits a dimension."""
     x = torch.tensor([0, 2], dtype=torch.uint8).repeat(32)[:, None, None, None].expand(64, 1, 2, 2)
-    model = Scored(lambda x: (16 + 8 * x[:, 0, 0, 0]) * math.log(2), levels=3)
-    found = figure("bits_per_dim", model, Data("even", (1, 2, 2), levels=3, held_out=x))
+    model = Scored(lambda x: (16 + 8 * x[:, 0, 0, 0]) * math.log(2), grey_levels=3)
+    found = figure("bits_per_dim", model, Data("even", (1, 2, 2), grey_levels=3, held_out=x))
     error = 1.96 * 2 / math.sqrt(63)
     assert found.value == pytest.approx(4, rel=1e-5) and found.floor is None
     assert found.low == pytest.approx(4 - error, rel=1e-5) and found.high == pytest.approx(4 + error, rel=1e-5)

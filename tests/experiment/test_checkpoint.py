@@ -15,7 +15,7 @@ import torch
 
 from hybrids.experiment.checkpoint import (
     CheckpointError,
-    NewerFormat,
+    OtherFormat,
     claim,
     compare,
     lock,
@@ -244,9 +244,20 @@ def test_a_newer_format_is_refused_and_not_passed_over(put):
     put(1)
     folder = put(2)
     reseal(folder, format=FORMAT + 1)
-    with pytest.raises(NewerFormat, match=f"is of format {FORMAT + 1}, this hybrids reads format {FORMAT}; update"):
+    with pytest.raises(OtherFormat, match=f"is of format {FORMAT + 1}, this hybrids reads format {FORMAT}; update"):
         verify(folder)
-    with pytest.raises(NewerFormat):
+    with pytest.raises(OtherFormat):
+        newest(folder.parent)
+
+
+def test_an_older_format_is_refused_and_not_passed_over(put):
+    """Passed over, its run would be started over in the same folder."""
+    folder = put(1)
+    reseal(folder, format=FORMAT - 1)
+    older = f"is of format {FORMAT - 1}, which an older hybrids wrote; this one reads format {FORMAT}"
+    with pytest.raises(OtherFormat, match=older):
+        verify(folder)
+    with pytest.raises(OtherFormat, match=older):
         newest(folder.parent)
 
 
@@ -254,7 +265,7 @@ def test_a_newer_format_is_refused_and_not_passed_over(put):
 def test_a_manifest_that_lacks_entries_is_refused(put, changed):
     folder = put(1)
     reseal(folder, **changed)
-    with pytest.raises(CheckpointError, match="manifest.json: is no manifest of format 1: entries are missing"):
+    with pytest.raises(CheckpointError, match=f"manifest.json: is no manifest of format {FORMAT}: entries are missing"):
         read(folder, 0)
 
 
@@ -264,7 +275,7 @@ def test_a_manifest_that_lacks_entries_is_refused(put, changed):
         ("{", "cannot be read"),
         ("[]", "states no format"),
         ('{"format": "x"}', "states no format"),
-        ('{"format": 0}', f"is of format 0, this hybrids reads format {FORMAT} only"),
+        ('{"format": 0}', f"is of format 0, which an older hybrids wrote; this one reads format {FORMAT}"),
         (f'{{"format": {FORMAT}}}', "entries are missing"),
         ("[" * 100_000, "cannot be read"),
     ],
@@ -605,7 +616,7 @@ def test_auto_goes_on_or_starts(put, tmp_path):
     with pytest.raises(Refusal, match="--overwrite with --resume auto"):
         claim(tmp_path, "auto", overwrite=True)
     reseal(second, format=FORMAT + 1)
-    with pytest.raises(NewerFormat):
+    with pytest.raises(OtherFormat):
         claim(tmp_path, "auto")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from answers import generator
 from PIL import Image
 from small import TINY, tiny
 
@@ -83,7 +84,7 @@ def test_a_script_draws_one_label_and_refuses_others(tmp_path, few_digits):
 
 
 def test_the_scale_of_a_run_is_that_of_its_samples(tmp_path, few_digits):
-    """`load` brings --guidance-scale back, a number given to `sample` goes first, and 1 is none."""
+    """`load` brings --guidance-scale back with the sampler; one given to `sample` replaces it, and 1 is no guidance."""
     run(tmp_path / "run", "--conditional", "--guidance-scale", 3)
     model = hybrids.load(tmp_path / "run")
     # At the start a network answers zero, whatever the label.
@@ -91,8 +92,8 @@ def test_the_scale_of_a_run_is_that_of_its_samples(tmp_path, few_digits):
     cond = labels_shown(10, rows=1)
 
     def draw(scale=None):
-        generator = torch.Generator().manual_seed(0)
-        return model.sample(10, cond, generator, guidance_scale=scale)
+        sampler = None if scale is None else model.sampler.but(guidance_scale=scale)
+        return model.sample(10, cond, generator(), sampler)
 
     assert torch.equal(draw(), draw(3.0)) and not torch.equal(draw(), draw(1.0))
 

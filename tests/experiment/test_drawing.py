@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from small import TINY
 
 import hybrids
-from components.samplers import SAMPLERS, ddim
+from components.samplers import DDIM, METHODS, Sampler
 from hybrids import experiment
 from hybrids.experiment import load_recipe
 
@@ -55,11 +54,11 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_script_draws_with_the_sampler_that_is_asked_for(run, monkeypatch, name):
     model = hybrids.load(run)
     x = sample(monkeypatch, run, "--number", 3, "--sampler", name, "--steps", 3, "--spacing", "karras", "--seed", 5)
-    expected = model.sample(3, generator=generator(5), sampler=SAMPLERS[name], steps=3, spacing="karras")
+    expected = model.sample(3, generator=generator(5), sampler=Sampler(name, steps=3, spacing="karras"))
     assert torch.equal(x, expected)
 
 
@@ -68,9 +67,9 @@ def test_the_script_hands_everything_on(run, monkeypatch):
     words = ["--label", 7, "--guidance-scale", 3, "--guidance-interval", 0.2, 0.8, "--guidance-rescale", 0.5]
     words += ["--sampler", "ddim", "--eta", 0.5, "--steps", 4, "--thresholding", 0.9, "--number", 3]
     x = sample(monkeypatch, run, *words)
-    expected = model.sample(
-        3, cond, generator(0), partial(ddim, eta=0.5), 4, 3.0, "trailing", (0.2, 0.8), 0.5, thresholding=0.9
-    )
+    guidance = {"guidance_scale": 3.0, "guidance_interval": (0.2, 0.8), "guidance_rescale": 0.5}
+    sampler = Sampler(DDIM(eta=0.5), 4, **guidance, thresholding=0.9)
+    expected = model.sample(3, cond, generator(0), sampler)
     assert torch.equal(x, expected)
 
 
@@ -83,28 +82,30 @@ def test_a_chunk_has_noise_of_its_own(run, monkeypatch):
     model = hybrids.load(run)
     for i, size in enumerate((2, 2, 1)):
         own = generator(script("sample").STRIDE * i)
-        assert torch.equal(first[2 * i : 2 * i + 2], model.sample(size, generator=own, steps=2))
+        assert torch.equal(
+            first[2 * i : 2 * i + 2], model.sample(size, generator=own, sampler=model.sampler.but(steps=2))
+        )
 
 
 def test_a_latent_model_hands_the_sampler_to_its_second_stage(tmp_path, few_digits, monkeypatch):
     run = train("latent_diffusion", tmp_path / "run")
     x = sample(monkeypatch, run, "--number", 3, "--sampler", "heun", "--steps", 2, "--spacing", "log_snr")
     model = hybrids.load(run)
-    assert torch.equal(x, model.sample(3, generator=generator(0), sampler=SAMPLERS["heun"], steps=2, spacing="log_snr"))
+    assert torch.equal(x, model.sample(3, generator=generator(0), sampler=Sampler("heun", 2, "log_snr")))
 
 
 @pytest.mark.parametrize("argv, message", [
     (["--steps", 0], "steps must be at least 1; got 0"),
-    (["--spacing", "leading", "--steps", 5000], "steps must be at most timesteps, 8; got 5000"),
-    (["--thresholding", 2], "quantile must be in (0, 1]; got 2.0"),
+    (["--spacing", "leading", "--steps", 5000], "the sampler's steps must be at most timesteps, 8; got 5000"),
+    (["--thresholding", 2], "thresholding must be a quantile in (0, 1]; got 2.0"),
     (["--label", 10], "--label 10: expected 0 to 9"),
     (["--guidance-rescale", 0.5], "--guidance-rescale: there is nothing to guide by without --label"),
     (["--guidance-interval", 0.1, 0.9], "--guidance-interval: there is nothing to guide by without --label"),
-    (["--label", 1, "--guidance-rescale", 0.5], "--guidance-rescale: changes nothing without guidance; give --guida"),
-    (["--label", 1, "--guidance-scale", 1, "--guidance-interval", 0.1, 0.9], "--guidance-interval: changes nothing"),
+    (["--label", 1, "--guidance-rescale", 0.5], "guidance_interval and guidance_rescale change nothing"),
+    (["--label", 1, "--guidance-scale", 1, "--guidance-interval", 0.1, 0.9], "guidance_interval and guidance_resca"),
     (["--label", 1, "--guidance-scale", 2, "--guidance-interval", 0.9, 0.1], "interval must be (low, high) with"),
-    (["--eta", 0.5], "--eta goes with --sampler ddim; got --sampler None"),
-    (["--eta", 0.5, "--sampler", "heun"], "--eta goes with --sampler ddim; got --sampler heun"),
+    (["--eta", 0.5], "--eta goes with --sampler ddim; got the method of the run, Ancestral"),
+    (["--eta", 0.5, "--sampler", "heun"], "--eta goes with --sampler ddim; got heun"),
     (["--sampler", "ddim", "--eta", 2], "eta must be in [0, 1]; got 2.0"),
     (["--sampler", "magic"], "argument --sampler: invalid choice: 'magic'"),
     (["--number", 0], "--number and --chunk must be at least 1; got 0"),
@@ -120,7 +121,7 @@ def test_a_model_without_a_sampler_refuses_its_settings_by_name(tmp_path, few_di
     with pytest.raises(SystemExit, match="2"):
         sample(monkeypatch, run, "--sampler", "heun", "--steps", 4, "--spacing", "karras")
     said = capsys.readouterr().err
-    assert all(f"{flag}: GAN has no such thing" in said for flag in ("--sampler", "--steps", "--spacing"))
+    assert all(f"{flag}: GAN has no sampler to set" in said for flag in ("--sampler", "--steps", "--spacing"))
 
 
 @pytest.mark.slow
@@ -169,7 +170,7 @@ def test_a_budget_of_evaluations_is_kept():
     study = script("samplers")
     assert [study.steps_for("ddim", n, True) for n in (1, 2, 5)] == [1, 2, 5]
     assert [study.steps_for("heun", n, True) for n in (1, 2, 3, 5, 8)] == [1, 1, 2, 3, 4]  # 2 steps - 1
-    assert [study.steps_for("heun", n, False) for n in (1, 2, 3, 8)] == [0, 1, 1, 4]  # 2 steps
+    assert [study.steps_for("heun", n, False) for n in (1, 2, 3, 9)] == [0, 0, 1, 4]  # 2 steps + 1
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@ import math
 
 import pytest
 import torch
+from answers import F64, generator
 from torch import nn
 
-import components.distributions.continuous
-import components.losses.times
-import hybrids.models.diffusion_bound
 from components.backbones import MLP, Stochastic, UNet
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, PatchDiscriminator, ResidualDiscriminator
@@ -16,28 +14,9 @@ from components.schedules import BetaSchedule, LogSNRLinearSchedule, VariancePre
 from hybrids import VAE, AdversarialDiffusion, Critic
 from hybrids.models import Model
 
-F64 = torch.float64
 D, Z = 5, 3
 PAIRS = pytest.mark.parametrize("pair", [non_saturating, hinge, relativistic], ids=lambda pair: pair.name)
 STEPS = pytest.mark.parametrize("steps", [1, 2, 4, 8])
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def noises(monkeypatch):
-    """Put given tensors, one after another, in the place of random noise."""
-
-    def put(*values):
-        left = iter(values)
-        noise = lambda x, generator=None: next(left).to(x.dtype)  # noqa: E731
-        monkeypatch.setattr(components.distributions.continuous, "randn_like", noise)
-        monkeypatch.setattr(hybrids.models.diffusion_bound, "randn_like", noise)
-
-    return put
 
 
 class Generator(nn.Module):
@@ -81,7 +60,7 @@ def model(pair=non_saturating, steps=4, schedule=None, latent=Z, dtype=None, **s
 
 def at(model, s, t):
     """Let a model train at the given times only."""
-    model._times = lambda x: (torch.full((len(x),), s, dtype=F64), torch.full((len(x),), t, dtype=F64))
+    model._times = lambda x, generator: (torch.full((len(x),), s, dtype=F64), torch.full((len(x),), t, dtype=F64))
 
 
 # Data of ±1
@@ -138,23 +117,24 @@ def test_the_oracle_s_pairs_are_as_the_real_ones(s, t):
     for fake in (False, True):
         (game.loss if fake else game.judge)(x)
         # fool asks of the fake last; tell asks of the real first: take the latter from the pair itself.
-        a, b = game.critic.discriminator.seen if fake else game._pair(x)[:2]
+        a, b = game.critic.discriminator.seen if fake else game._pair(x, None)[:2]
         moments.append(torch.cat([a * b, a.square(), a.square().square()], 1))
     one, other = moments
     error = ((one.var(0) + other.var(0)) / n).sqrt()
     assert ((one.mean(0) - other.mean(0)).abs() <= 4 * error + 1e-12).all()
 
 
-# What each player hears
+# What each player is given
 
 
-def test_a_turn_asks_of_pairs_that_share_x_t(noises):
+def test_a_turn_asks_of_pairs_that_share_x_t():
     """x_s ~ q(x_s|x), x_t ~ q(x_t|x_s), x'_s ~ q(x_s|x_t, x̂), and D sees both beside the same x_t and t."""
-    game, x = model(dtype=F64), torch.randn(6, D, dtype=F64)
-    schedule, (one, two, three), z = game.denoiser.schedule, torch.randn(3, 6, D, dtype=F64), torch.randn(6, Z).double()
-    s = torch.tensor([0, 0.25, 0.5, 0.75, 0, 0.25], dtype=F64)
-    t = s + 0.25
-    game._times, game._latent = lambda x: (s, t), lambda x_t, generator=None: {"z": z}
+    game, x, drawn = model(dtype=F64), torch.randn(6, D, dtype=F64), generator(3)
+    schedule, i = game.denoiser.schedule, torch.randint(4, (6,), generator=drawn).double()
+    one, two = (torch.randn(6, D, dtype=F64, generator=drawn) for _ in range(2))
+    z, three = (torch.randn(6, d, dtype=F64, generator=drawn) for d in (Z, D))
+    s, t = i / 4, (i + 1) / 4
+    assert (s == 0).any() and (s > 0).any()
     x_s = over(schedule.alpha_sigma(s)[0], x) * x + over(schedule.alpha_sigma(s)[1], x) * one
     ratio, variance = schedule.step(s, t)
     x_t = over(ratio, x) * x_s + over(variance.sqrt(), x) * two
@@ -163,15 +143,14 @@ def test_a_turn_asks_of_pairs_that_share_x_t(noises):
     fake = posterior.mean + posterior.std * three
     torch.testing.assert_close(fake[s == 0], estimate[s == 0], rtol=1e-12, atol=1e-12)
     for ask, pair in ((game.judge, [x_s, fake]), (game.loss, [fake])):
-        noises(one, two, three)
         game.critic.discriminator.seen.clear()
-        ask(x)
-        seen = game.critic.discriminator.seen
-        assert len(seen) == len(pair)
-        for found, expected in zip(seen, pair):
-            torch.testing.assert_close(found["x"], expected)
-            torch.testing.assert_close(found["given"], x_t)
-            assert torch.equal(found["t"], t) and found["cond"] is None
+        ask(x, generator=generator(3))
+        calls = game.critic.discriminator.seen
+        assert len(calls) == len(pair)
+        for call, expected in zip(calls, pair):
+            torch.testing.assert_close(call["x"], expected)
+            torch.testing.assert_close(call["given"], x_t)
+            assert torch.equal(call["t"], t) and call["cond"] is None
 
 
 def test_each_turn_draws_its_own_times_noise_and_z():
@@ -256,7 +235,7 @@ def test_a_condition_reaches_both():
         assert game.critic.discriminator.seen[-1]["cond"] is cond
         ask(x)
         assert game.critic.discriminator.seen[-1]["cond"] is None
-    plain, moved = (game.sample(6, c, torch.Generator().manual_seed(1)) for c in (None, cond))
+    plain, moved = (game.sample(6, c, generator()) for c in (None, cond))
     assert torch.equal(plain[0], moved[0]) and ((moved - plain)[1:] != 0).all()
 
 
@@ -265,17 +244,17 @@ def test_a_condition_reaches_both():
 
 def test_one_step_samples_are_the_generator_s_answer_to_noise():
     game = model(steps=1, dtype=None)
-    generator = torch.Generator().manual_seed(1)
-    noise, z = torch.randn(4, D, generator=generator), torch.randn(4, Z, generator=generator)
+    drawn = generator()
+    noise, z = torch.randn(4, D, generator=drawn), torch.randn(4, Z, generator=drawn)
     expected = game.denoiser.backbone(noise, 1.0, z=z)
-    assert torch.equal(game.sample(4, generator=torch.Generator().manual_seed(1)), expected)
+    assert torch.equal(game.sample(4, generator=generator()), expected)
 
 
 @STEPS
 @pytest.mark.parametrize("latent", [None, Z])
 def test_samples_ask_the_generator_once_a_step_and_repeat(steps, latent):
     game = model(steps=steps, latent=latent)
-    one, again = (game.sample(4, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    one, again = (game.sample(4, generator=generator()) for _ in range(2))
     assert one.shape == (4, D) and torch.equal(one, again) and not one.requires_grad
     assert len(game.denoiser.backbone.seen) == 2 * steps
     assert all((z is None) == (latent is None) for z in game.denoiser.backbone.seen)
@@ -315,41 +294,42 @@ def test_what_fits_is_taken():
         assert model.sample(2).shape == (2, D) and model.loss(torch.randn(2, D)).total.isfinite()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"timesteps": 0}, "timesteps must be at least 1; got 0"),
-    ({"latent": 0}, "latent must be at least 1, or None for a generator without z; got 0"),
-    ({"schedule": LogSNRLinearSchedule()}, "LogSNRLinearSchedule with noise at t = 0.*starts clean"),
-    ({"variance": "large"}, "variance 'small', that of .*; got 'large'"),
-    ({"timed": False}, r"D\(x, given, t\), timesteps=4; its MLPDiscriminator does not fit: t must be None"),
-    ({"timesteps": 1}, r"D\(x, given\), timesteps=1; its MLPDiscriminator does not fit: t must be given"),
-    ({"given": 0}, "MLPDiscriminator does not fit: given must be None"),
-    ({"features": 4}, r"MLPDiscriminator does not fit: x must be \(B, 4\); got shape \(2, 5\)"),
-    ({"outputs": 4}, r"x of \(5,\) by G\(x_t, t, z\); its Stochastic does not fit: .* got shape \(2, 4\)"),
-    ({"latent": 4}, r"Stochastic does not fit: z must be \(B, 3\); got shape \(2, 4\)"),
+def game_of(backbone, discriminator=None, shape=D, latent=Z):
+    critic = Critic(MLPDiscriminator(D, 8, 1, timed=True, given_features=D) if discriminator is None else discriminator)
+    return AdversarialDiffusion(
+        Denoiser(backbone, VariancePreservingSchedule(), "sample"), critic, shape, latent=latent
+    )
+
+
+@pytest.mark.parametrize("ask, message", [
+    (lambda: fitting(timesteps=0), "timesteps must be at least 1; got 0"),
+    (lambda: fitting(latent=0), "latent must be at least 1, or None for a generator without z; got 0"),
+    (lambda: fitting(schedule=LogSNRLinearSchedule()), "LogSNRLinearSchedule with noise at t = 0.*starts clean"),
+    (lambda: fitting(variance="large"), "variance 'small', that of .*; got 'large'"),
+    (lambda: fitting(timed=False),
+     r"D\(x, given, t\), timesteps=4; its MLPDiscriminator does not fit: t must be None"),
+    (lambda: fitting(timesteps=1), r"D\(x, given\), timesteps=1; its MLPDiscriminator does not fit: t must be given"),
+    (lambda: fitting(given=0), "MLPDiscriminator does not fit: given must be None"),
+    (lambda: fitting(features=4), r"MLPDiscriminator does not fit: x must be \(B, 4\); got shape \(2, 5\)"),
+    (lambda: fitting(outputs=4), r"x of \(5,\) by G\(x_t, t, z\); its Stochastic does not fit: .* got shape \(2, 4\)"),
+    (lambda: fitting(latent=4), r"Stochastic does not fit: z must be \(B, 3\); got shape \(2, 4\)"),
+    (lambda: game_of(Stochastic(MLP(D, 8, 1), Z), latent=None), "z must be"),
+    (lambda: game_of(MLP(D, 8, 1)), "unexpected keyword argument 'z'"),
+    (lambda: game_of(UNet((1, 8, 8), 4, self_condition=True), shape=(1, 8, 8), latent=None),
+     "denoiser must not be self-conditioned"),
+    (lambda: game_of(Stochastic(UNet((1, 8, 8), 4), Z), PatchDiscriminator(1, 4), (1, 8, 8)),
+     "PatchDiscriminator does not fit: t must be None"),
+    (lambda: VAE(MLPEncoder(4, D, 8), nn.Identity(), model()), "AdversarialDiffusion is implicit: it cannot score z"),
 ])  # fmt: skip
-def test_parts_that_do_not_fit_are_refused_when_it_is_built(options, message):
+def test_parts_that_do_not_fit_are_refused_when_it_is_built(ask, message):
     with pytest.raises(ValueError, match=message):
-        fitting(**options)
-
-
-def test_a_generator_that_wants_z_and_gets_none_is_refused_and_one_that_gets_it_unasked():
-    stochastic, plain = Stochastic(MLP(D, 8, 1), Z), MLP(D, 8, 1)
-    critic = Critic(MLPDiscriminator(D, 8, 1, timed=True, given_features=D))
-    for backbone, latent, message in ((stochastic, None, "z must be"), (plain, Z, "unexpected keyword argument 'z'")):
-        with pytest.raises(ValueError, match=message):
-            AdversarialDiffusion(Denoiser(backbone, VariancePreservingSchedule(), "sample"), critic, D, latent=latent)
+        ask()
 
 
 def test_a_discriminator_is_no_critic():
     denoiser = Denoiser(Stochastic(MLP(D, 8, 1), Z), VariancePreservingSchedule(), "sample")
     with pytest.raises(TypeError, match=r"critic must offer tell and fool, .*; got a MLPDiscriminator"):
         AdversarialDiffusion(denoiser, MLPDiscriminator(D, 8, 1, timed=True, given_features=D), D, latent=Z)
-
-
-def test_a_discriminator_of_patches_knows_no_pairs():
-    denoiser = Denoiser(Stochastic(UNet((1, 8, 8), 4), Z), VariancePreservingSchedule(), "sample")
-    with pytest.raises(ValueError, match="PatchDiscriminator does not fit: t must be None"):
-        AdversarialDiffusion(denoiser, Critic(PatchDiscriminator(1, 4)), (1, 8, 8), latent=Z)
 
 
 def test_being_tried_out_leaves_modes_and_random_numbers_alone():
@@ -365,8 +345,6 @@ def test_being_tried_out_leaves_modes_and_random_numbers_alone():
     assert all(torch.equal(a, b) for a, b in zip(buffers, discriminator.buffers()))
 
 
-def test_it_is_implicit_and_no_prior_that_scores():
+def test_it_is_implicit():
     game = model()
     assert not isinstance(game, Model) and not hasattr(game, "nll") and not hasattr(game, "bound")
-    with pytest.raises(ValueError, match="AdversarialDiffusion is implicit: it cannot score z"):
-        VAE(MLPEncoder(4, D, 8), nn.Identity(), game)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from answers import F64, Smooth, generator
 from torch import nn
 
 from components.backbones import MLP
@@ -19,30 +20,17 @@ from components.schedules import (
     VarianceExplodingSchedule,
     over,
 )
+from hybrids.evaluation import importance_weighted
 from hybrids.models import VAE, Diffusion, HierarchicalVAE, Model, StandardNormal
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
 
 # A diffusion model is a hierarchical VAE
 
 
-class Smooth(nn.Module):
-    """A network that is wrong, smoothly; v, in (-1, 1), of a learned variance where that is asked for."""
-
-    def __init__(self, learned):
-        super().__init__()
-        self.learned = learned
+class Conditional(Smooth):
+    """`Smooth`, moved by a condition."""
 
     def forward(self, x_t, t, cond=None):
-        shift = over(torch.as_tensor(t, dtype=F64), x_t) + (0.0 if cond is None else over(0.1 * cond, x_t))
-        found = torch.tanh(1.3 * x_t + shift) + 0.2 * x_t
-        return torch.cat([found, torch.sin(3 * x_t)], 1) if self.learned else found
+        return super().forward(x_t if cond is None else x_t + over(0.1 * cond, x_t), t)
 
 
 SCHEDULES = {
@@ -58,35 +46,39 @@ EACH_SCHEDULE = pytest.mark.parametrize("schedule", [name for name in SCHEDULES 
 
 
 def diffusion(schedule="log-SNR", variance="small", timesteps=10, prediction="sample", shape=3, **settings):
-    denoiser = Denoiser(Smooth(variance == "learned_range"), SCHEDULES[schedule](), prediction, variance)
+    denoiser = Denoiser(Conditional(variance == "learned_range"), SCHEDULES[schedule](), prediction, variance)
     return Diffusion(denoiser, shape, timesteps=timesteps, **settings)
 
 
 @EACH_SCHEDULE
 def test_a_diffusion_s_samples_are_the_ladder_s(schedule):
+    """Where noise is left, the ladder's are x_0/α, the mean of its decoder, and the diffusion's end at x̂(x_{1/T})."""
     model = diffusion(schedule, prediction="v_prediction").double()
-    ladder = HierarchicalVAE.from_diffusion(model)
-    one, other = (each.sample(4, generator=torch.Generator().manual_seed(1)) for each in (model, ladder))
-    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
-    cond = torch.arange(4, dtype=F64)
-    conditional = ladder.sample(4, cond, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(model.sample(4, cond, torch.Generator().manual_seed(1)), conditional)
-    assert (conditional - other).abs().max() > 1e-3
+    ladder, drawn = HierarchicalVAE.from_diffusion(model), []
+    for cond in (None, torch.arange(4, dtype=F64)):
+        x, expected = (each.sample(4, cond, generator()) for each in (model, ladder))
+        if not model.starts_clean:
+            noise, (top, *rest) = generator(), list(ladder.ladder)[:-1]
+            p = top.prior(None)
+            x_t = Normal(p.mean.expand(4, 3), p.std).rsample(noise)
+            for level in rest:
+                x_t = level.prior(x_t, cond).rsample(noise)
+            expected = model.denoiser(x_t, 1 / 10, cond).mean
+        torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
+        drawn.append(x)
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-3
 
 
 def test_the_ladder_shares_the_diffusion_s_modules_and_learns_by_them():
     schedule = LogSNRLinearSchedule()
-    model = Diffusion(Denoiser(MLP(3, 8, 1), schedule), 3, timesteps=4, levels=17)
+    model = Diffusion(Denoiser(MLP(3, 8, 1), schedule), 3, timesteps=4, grey_levels=17)
     ladder = HierarchicalVAE.from_diffusion(model)
-    assert len(ladder.ladder) == 5 and ladder.levels == 17 and isinstance(ladder, Model)
+    assert len(ladder.ladder) == 5 and ladder.grey_levels == 17 and isinstance(ladder, Model)
     assert {id(p) for p in ladder.parameters()} == {id(p) for p in model.parameters()}
+    tensors = [p.data_ptr() for p in ladder.state_dict().values()]
+    assert len(tensors) == len(set(tensors)) == len(model.state_dict())
     ladder.loss(torch.zeros(2, 3)).total.backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_continuous_time_has_no_levels():
-    with pytest.raises(ValueError, match="continuous time has no chain of levels; timesteps=None"):
-        HierarchicalVAE.from_diffusion(diffusion(timesteps=None))
 
 
 # Levels of all kinds
@@ -126,7 +118,7 @@ def chain():
 def test_with_exact_posteriors_every_draw_s_elbo_has_the_likelihood_as_its_mean():
     """-log p(x) = E[distortion] + Σ rates, in closed form once the draws are averaged: within 4 s.e."""
     model, std, r = chain()
-    model.last = Decoder(r)
+    model.decoder = Decoder(r)
     x = torch.tensor([[1.3]], dtype=F64).expand(20_000, 1)
     found = model.nll(x).per_example
     expected = -Normal(torch.zeros(1, 1, dtype=F64), std).log_prob(x[:1])
@@ -150,8 +142,8 @@ class Decoder(nn.Module):
 
 def test_samples_come_down_the_priors():
     model, std, r = chain()
-    model.last = Decoder(r)
-    x = model.sample(20_000, generator=torch.Generator().manual_seed(0))
+    model.decoder = Decoder(r)
+    x = model.sample(20_000, generator=generator(0))
     spread = math.sqrt(std**2 - r**2)  # its mean is shown
     assert x.shape == (20_000, 1) and abs(x.mean().item()) < 4 * spread / math.sqrt(20_000)
     assert x.std().item() == pytest.approx(spread, rel=4 / math.sqrt(40_000))
@@ -197,11 +189,8 @@ def test_one_level_is_a_vae():
     vae = VAE(Encoder(), decoder, StandardNormal(2), beta=0.5)
     model = HierarchicalVAE([Linear(lambda above: StandardNormal(2).distribution, q)], decoder, beta=0.5)
     x = torch.randn(5, 4)
-    torch.manual_seed(1)
-    expected = vae.loss(x)
-    torch.manual_seed(1)
-    found = model.loss(x)
-    assert torch.equal(found.per_example, expected.per_example) and found["rate_1"][0] == 0.5
+    expected, loss = (each.loss(x, generator=generator()) for each in (vae, model))
+    assert torch.equal(loss.per_example, expected.per_example) and loss["rate_1"][0] == 0.5
 
 
 # Learned ladders
@@ -209,8 +198,8 @@ def test_one_level_is_a_vae():
 
 def images(levels=3, **settings):
     ladder = convolutional_ladder((1, 8, 8), levels, 2, 8)
-    last = ResidualDecoder(ladder.state, (1, 8, 8), LogisticHead(17), 8)
-    return HierarchicalVAE(ladder.levels, last, ladder.encoder, **settings)
+    decoder = ResidualDecoder(ladder.state, (1, 8, 8), LogisticHead(17), 8)
+    return HierarchicalVAE(ladder.levels, decoder, ladder.encoder, **settings)
 
 
 def points(levels=2, **settings):
@@ -226,10 +215,25 @@ def test_learned_ladders(make, shape, levels):
     assert isinstance(model, Model) and list(terms) == ["distortion", *(f"rate_{i}" for i in range(1, levels + 1))]
     assert all(values.shape == (4,) and values.isfinite().all() for _, values in terms.values())
     assert all((terms[f"rate_{i}"][1] > 0).all() for i in range(1, levels + 1))
-    one, again = (model.sample(3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    one, again = (model.sample(3, generator=generator()) for _ in range(2))
     assert one.shape == model.reconstruct(x[:3]).shape == (3, *shape) and torch.equal(one, again)
     assert not one.requires_grad
-    assert model.levels == (17 if make is images else None)
+    assert model.grey_levels == (17 if make is images else None)
+
+
+def test_a_ladder_s_weight_has_the_elbo_as_mean():
+    """Of learned levels and a discrete likelihood, on labels too."""
+    ladder = dense_ladder(3, levels=3, latent=2, width=16, num_classes=4)
+    decoder = MLPDecoder(16, 3, LogisticHead(17), 16, num_classes=4)
+    model = HierarchicalVAE(ladder.levels, decoder, ladder.encoder)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    x, cond = (torch.randint(17, (1, 3)) / 8 - 1).expand(20_000, 3), torch.ones(20_000, dtype=torch.long)
+    with torch.no_grad():
+        weights, bound = model.log_weight(x, cond), -model.nll(x, cond).per_example
+    error = math.sqrt((weights.var() + bound.var()).item() / len(x))
+    assert weights.mean().item() == pytest.approx(bound.mean().item(), abs=4 * error)
+    assert weights.std() > 0.5 and importance_weighted(model, x[:50], 20, cond[:50])[0].mean() > bound.mean()
 
 
 def test_beta_and_free_bits_are_in_the_loss_and_nowhere_else():
@@ -259,18 +263,17 @@ def test_free_bits_hold_for_each_level():
 # Refusals
 
 
-@pytest.mark.parametrize("settings", [{"beta": -1.0}, {"free_bits": -0.1}])
-def test_negative_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="beta and free_bits must not be negative; got"):
-        images(**settings)
-
-
-@pytest.mark.parametrize("ladder, got", [([], "none"), ([nn.Linear(2, 2)], "Linear")])
-def test_what_is_no_ladder_is_refused(ladder, got):
-    with pytest.raises(ValueError, match=f"ladder must hold levels, which offer posterior and prior; got {got}"):
-        HierarchicalVAE(ladder, nn.Identity())
-
-
-def test_a_whole_ladder_is_refused_with_what_is_meant():
-    with pytest.raises(ValueError, match=r"its levels; give HierarchicalVAE\(ladder.levels, last, ladder.encoder\)"):
-        HierarchicalVAE(dense_ladder(2, 2, 4, 8), nn.Identity())
+@pytest.mark.parametrize("ask, message", [
+    (lambda: images(beta=-1.0), "beta and free_bits must not be negative; got"),
+    (lambda: images(free_bits=-0.1), "beta and free_bits must not be negative; got"),
+    (lambda: HierarchicalVAE([], nn.Identity()), "ladder must hold levels, which offer posterior and prior; got none"),
+    (lambda: HierarchicalVAE([nn.Linear(2, 2)], nn.Identity()),
+     "ladder must hold levels, which offer posterior and prior; got Linear"),
+    (lambda: HierarchicalVAE(dense_ladder(2, 2, 4, 8), nn.Identity()),
+     r"its levels; give HierarchicalVAE\(ladder.levels, decoder, ladder.encoder\)"),
+    (lambda: HierarchicalVAE.from_diffusion(diffusion(timesteps=None)),
+     "continuous time has no chain of levels; timesteps=None"),
+])  # fmt: skip
+def test_what_is_no_ladder_is_refused(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from answers import generator
 from safetensors.torch import load_file
 from small import TINY
 from torch import nn
@@ -22,20 +23,15 @@ from components.discriminators import MLPDiscriminator, PatchDiscriminator
 from components.distributions import Delta, Normal
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.losses import Perceptual, hinge
-from components.samplers import ddim
+from components.samplers import Sampler
 from components.schedules import FlowSchedule, LogSNRLinearSchedule
 from components.text import Captioned, CharacterEncoder, digit_names
 from hybrids import GAN, Autoencoder, Critic, Diffusion, LatentModel, Player, StandardNormal, Terms, experiment, train
 from hybrids.data import Data, load_data
-from hybrids.data.latents import drawn, latents, spread
 from hybrids.experiment import Stage, load_recipe
+from hybrids.models.cache import draw_latents, latents, mean_and_std
 
 IMAGE, MAP = (1, 8, 8), (2, 4, 4)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def autoencoder(shape=IMAGE, latent=MAP, head=None, **options) -> Autoencoder:
@@ -51,7 +47,7 @@ def critic() -> Critic:
 def flow(latent=MAP, **options) -> Diffusion:
     """A small rectified flow of latents."""
     backbone = MLP(latent[0], 16, 1, **options) if len(latent) == 1 else UNet(latent, 8, (1,), 1, **options)
-    return Diffusion(Denoiser(backbone, FlowSchedule(), "flow"), latent, sampler=ddim, sample_steps=3)
+    return Diffusion(Denoiser(backbone, FlowSchedule(), "flow"), latent, sampler=Sampler("ddim", steps=3))
 
 
 def images(n=8) -> torch.Tensor:
@@ -61,7 +57,7 @@ def images(n=8) -> torch.Tensor:
 def few(n=64, channels=1) -> Data:
     """Digits with a spread of their own."""
     whole = load_data("digits", 8, channels)
-    return Data(whole.name, whole.shape, 10, whole.levels, whole.x[:n], whole.labels[:n])
+    return Data(whole.name, whole.shape, 10, whole.grey_levels, whole.x[:n], whole.labels[:n])
 
 
 # The first stage's objective.
@@ -70,10 +66,8 @@ def few(n=64, channels=1) -> Data:
 @pytest.mark.parametrize("reconstruction", ["likelihood", "l1", "l2"])
 def test_the_reconstruction_is_a_sum_over_the_event(reconstruction):
     model, x = autoencoder(reconstruction=reconstruction, beta=0.3), images()
-    torch.manual_seed(1)
-    q, _, p = model(x)
-    torch.manual_seed(1)
-    terms = model.loss(x)
+    q, _, p = model(x, generator=generator())
+    terms = model.loss(x, generator=generator())
     d = 64
     expected = {
         "l1": (x - p.mean).abs().flatten(1).sum(1),
@@ -92,10 +86,8 @@ def test_the_perceptual_weight_is_that_beside_a_mean():
         autoencoder(reconstruction="l1", beta=0.0, perceptual=Perceptual.random(1), perceptual_weight=0.5),
         images(),
     )
-    torch.manual_seed(1)
-    _, _, p = model(x)
-    torch.manual_seed(1)
-    total = model.loss(x).total / 64
+    _, _, p = model(x, generator=generator())
+    total = model.loss(x, generator=generator()).total / 64
     expected = (x - p.mean).abs().mean() + 0.5 * model.perceptual(p.mean, x).mean()
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
 
@@ -135,15 +127,14 @@ def test_every_term_has_a_gradient_and_every_part_moves(bottleneck, names):
     assert set(stayed) <= {"critic.discriminator.last.bias"}
 
 
-def test_the_critic_is_not_heard_nor_paid_before_its_start():
+def test_the_critic_has_no_weight_and_costs_nothing_before_its_start():
     """Weight 0 means that the autoencoder does not run it; then a straight rise; without a step it cannot tell."""
     model, x = autoencoder(critic=critic(), critic_start=3, critic_warmup=4), images()
     calls = []
     model.critic.register_forward_hook(lambda *_: calls.append(1))
     weights = []
     for step in range(8):
-        torch.manual_seed(1)
-        terms = model.loss(x, step=step)
+        terms = model.loss(x, step=step, generator=generator())
         assert len(calls) == max(0, step - 2)
         weights.append(float(terms["adversarial"][0]) if "adversarial" in terms else 0.0)
     full = weights[-1]
@@ -167,7 +158,7 @@ def test_the_firewall_between_autoencoder_and_critic():
 def test_samples_without_a_second_stage(bottleneck):
     """z ~ N(0, I), or of even codes; what is encoded and decoded is the reconstruction, of codes rounded again."""
     model, x = autoencoder(bottleneck=bottleneck).eval(), images()
-    a, b = (model.sample(3, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    a, b = (model.sample(3, generator=generator(5)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == (3, *IMAGE)
     q = model.encode(x)
     assert isinstance(q, Normal if bottleneck is None else Delta)
@@ -181,11 +172,11 @@ def test_samples_without_a_second_stage(bottleneck):
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 4)])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_spread_is_that_of_the_draws(shape, per_channel):
+def test_mean_and_std_are_those_of_the_draws(shape, per_channel):
     """Var z = Var E[z|x] + E Var[z|x], against 2000 draws of each example (4 standard errors and more: 2%)."""
     stored = torch.stack([2 + 3 * torch.randn(16, *shape), torch.rand(16, *shape) * 2], 1)
-    mean, std = spread(stored, per_channel)
-    z = torch.cat([drawn(stored) for _ in range(2000)])
+    mean, std = mean_and_std(stored, per_channel)
+    z = torch.cat([draw_latents(stored) for _ in range(2000)])
     over = [0, *range(2, z.ndim)] if per_channel else list(range(z.ndim))
     torch.testing.assert_close(std.flatten(), z.std(over).flatten(), rtol=0.02, atol=0)
     torch.testing.assert_close(mean.flatten(), z.mean(over).flatten(), rtol=0.02, atol=0.05)
@@ -230,7 +221,7 @@ def test_images_that_are_too_many_for_memory_are_decoded_once():
         def __len__(self):
             return 20
 
-    stream = Data("many", IMAGE, 10, whole.levels, labels=whole.labels, stream=Images())
+    stream = Data("many", IMAGE, 10, whole.grey_levels, labels=whole.labels, stream=Images())
     assert torch.equal(latents(stream, model.encode, batch_size=8).x, latents(whole, model.encode, batch_size=8).x)
     assert seen == 3 * [{"x.png": "broken"}]
 
@@ -254,8 +245,8 @@ def test_samples_are_the_decoded_latents_of_the_second_stage():
     model = LatentModel(autoencoder(), flow())
     model.cache(few())
     nn.init.normal_(model.second.denoiser.backbone.last.weight, std=0.2)
-    x = model.sample(4, generator=torch.Generator().manual_seed(1))
-    w = model.second.sample(4, generator=torch.Generator().manual_seed(1))
+    x = model.sample(4, generator=generator())
+    w = model.second.sample(4, generator=generator())
     assert torch.equal(x, model.first.decode(model.shift + w / model.scale).mean) and x.shape == (4, *IMAGE)
 
 
@@ -291,17 +282,16 @@ def test_labels_and_words_reach_the_second_stage_and_are_dropped():
 
         def loss(batch, p, model=model):
             model.label_dropout = p
-            torch.manual_seed(3)
-            return model.latent_loss(batch)["simple"][1]
+            w, cond = model.latent_batch(batch, generator(3))
+            return w, model.second.loss(w, cond, generator(4))["simple"][1]
 
-        told, dropped = loss(batch, 0.0), loss(batch, 1.0)
-        torch.manual_seed(3)
-        torch.rand(8)  # what dropping draws
-        w = model.normalized(drawn(batch["x"]))
-        torch.testing.assert_close(dropped, model.second.loss(w)["simple"][1])
-        assert (told - dropped).abs().max() > 1e-3
+        w, conditional = loss(batch, 0.0)
+        same, dropped = loss(batch, 1.0)
+        assert torch.equal(same, w)
+        torch.testing.assert_close(dropped, model.second.loss(w, generator=generator(4))["simple"][1])
+        assert (conditional - dropped).abs().max() > 1e-3
         labels = torch.tensor([3, 7])
-        a, b = (model.sample(2, cond=cond, generator=torch.Generator().manual_seed(0)) for cond in (labels, None))
+        a, b = (model.sample(2, cond=cond, generator=generator(0)) for cond in (labels, None))
         assert (a - b).abs().max() > 1e-4
     model.label_dropout = 0.0
     model.latent_loss(batch).total.backward()
@@ -310,9 +300,6 @@ def test_labels_and_words_reach_the_second_stage_and_are_dropped():
 
 def test_any_model_of_vectors_is_a_second_stage():
     """A GAN of the latents, as its two players: only loss and sample are asked for."""
-    from components.decoders import DeltaHead
-    from components.discriminators import MLPDiscriminator
-
     gan = GAN(MLPDecoder(2, 4, DeltaHead(bounded=False), 8, 1), Critic(MLPDiscriminator(4, 8, 2)), 2)
     first = Autoencoder(MLPEncoder(2, 4, 8, 1), MLPDecoder(4, 2, NormalHead("learned"), 8, 1))
     model = LatentModel(first, gan)
@@ -324,58 +311,70 @@ def test_any_model_of_vectors_is_a_second_stage():
 # Parts that do not fit.
 
 
-def test_fault_19_stages_that_do_not_fit():
-    """Latents of another shape are refused when the model is built, naming both sides."""
-    with pytest.raises(
-        ValueError, match=r"Autoencoder makes latents \(2, 4, 4\), which Diffusion does not make: .*\(4, 4, 4\)"
-    ):
-        LatentModel(autoencoder(), flow((4, 4, 4)))
-    mixed = Diffusion(Denoiser(UNet((4, 4, 4), 8, (1,), 1), FlowSchedule(), "flow"), MAP)
-    with pytest.raises(
-        ValueError, match=r"Autoencoder makes latents \(2, 4, 4\), which Diffusion does not take: x_t .*4, 4, 4"
-    ):
-        LatentModel(autoencoder(), mixed)
-    with pytest.raises(ValueError, match="which Linear cannot be a second stage of: it has no loss and no sample"):
-        LatentModel(autoencoder(), nn.Linear(2, 2))
+def scored():
+    """A latent model as a VAE, and labels, which it does not take."""
+    return LatentModel(autoencoder(), StandardNormal(MAP)).vae(), torch.zeros(8, dtype=torch.int64)
 
 
-@pytest.mark.parametrize("shape", [IMAGE, (3, 8, 8), (2, 2, 4, 5)])
-def test_images_in_the_place_of_cached_latents_are_refused(shape):
-    model = LatentModel(autoencoder(), flow())
-    with pytest.raises(ValueError, match=r"latents \(2, 4, 4\); got shape .*: train on model.cache\(data\).batches"):
-        model.latent_loss(torch.zeros(8, *shape))
+def of_vectors():
+    return Autoencoder(MLPEncoder(6, 2, 8, 1), MLPDecoder(2, 6, NormalHead(0.5), 8, 1))
 
 
-def test_as_a_vae_it_takes_no_condition():
-    model = LatentModel(autoencoder(), StandardNormal(MAP)).vae()
-    for ask in (lambda cond: model.nll(images(), cond), lambda cond: model.sample(8, cond)):
-        with pytest.raises(ValueError, match="a latent model as a VAE takes no cond; got one"):
-            ask(torch.zeros(8, dtype=torch.int64))
+def gan_of_vectors():
+    """Its loss reads only how many x there are."""
+    return GAN(MLPDecoder(3, 7, DeltaHead(bounded=False), 8, 1), Critic(MLPDiscriminator(7, 8, 1)), 3)
 
 
-def test_fault_20_options_of_the_first_stage_that_do_not_go_together():
-    with pytest.raises(ValueError, match=r"latents \(2, 4, 4\) of 2 channels, but VQ rounds 3"):
-        autoencoder(bottleneck=VQ(8, 3))
-    with pytest.raises(
-        ValueError, match=r"the encoder makes latents \(2, 4, 4\), but ResidualDecoder takes \(3, 4, 4\)"
-    ):
-        Autoencoder(
-            ResidualEncoder(IMAGE, MAP, 8, (1, 1)), ResidualDecoder((3, 4, 4), IMAGE, NormalHead(1.0), 8, (1, 1))
-        )
-    with pytest.raises(ValueError, match="beta weighs the KL, and must not be negative; got 0.1 with a FSQ bottleneck"):
-        autoencoder(bottleneck=FSQ((5, 5)), beta=0.1)
-    with pytest.raises(ValueError, match="one of likelihood, l1, l2; got 'l3'"):
-        autoencoder(reconstruction="l3")
-    with pytest.raises(ValueError, match="must not be negative; got 1.0, -0.5, 0 and 0"):
-        autoencoder(critic=critic(), critic_weight=-0.5)
-    with pytest.raises(ValueError, match="VQ gives codes"):
-        LatentModel(autoencoder(bottleneck=VQ(8, 2)), flow()).vae()
-    with pytest.raises(TypeError, match="critic must offer tell and fool, .*; got a PatchDiscriminator"):
-        autoencoder(critic=PatchDiscriminator(1, 8, 1))
-    with pytest.raises(TypeError, match="decoder must return a likelihood; got Delta, a point, which has none"):
-        autoencoder(head=DeltaHead()).loss(images())
-    with pytest.raises(ValueError, match="judge needs a critic"):
-        autoencoder().judge(images())
+def mixed():
+    """A diffusion that says one shape, with a network of another."""
+    return Diffusion(Denoiser(UNet((4, 4, 4), 8, (1,), 1), FlowSchedule(), "flow"), MAP)
+
+
+LATENT, NO_BATCH = (
+    r"Autoencoder makes latents \(2, 4, 4\), which ",
+    r"latents \(2, 4, 4\); got shape .*: train on model.cache",
+)
+
+
+@pytest.mark.parametrize("ask, message", [
+    # latents of another shape, when the model is built, naming both sides
+    (lambda: LatentModel(autoencoder(), flow((4, 4, 4))), LATENT + r"Diffusion does not make: .*\(4, 4, 4\)"),
+    (lambda: LatentModel(autoencoder(), mixed()), LATENT + "Diffusion does not take: x_t .*4, 4, 4"),
+    (lambda: LatentModel(autoencoder(), nn.Linear(2, 2)),
+     "which Linear cannot be a second stage of: it has no loss and no sample"),
+    (lambda: LatentModel(of_vectors(), gan_of_vectors()), r"Autoencoder makes latents \(2,\), which GAN .*\(7,\)"),
+    # images in the place of cached latents
+    *[(lambda shape=shape: LatentModel(autoencoder(), flow()).latent_loss(torch.zeros(8, *shape)), NO_BATCH)
+      for shape in (IMAGE, (3, 8, 8), (2, 2, 4, 5))],
+    # scores
+    (lambda: scored()[0].nll(images(), scored()[1]), "a latent model as a VAE takes no cond; got one"),
+    (lambda: scored()[0].sample(8, scored()[1]), "a latent model as a VAE takes no cond; got one"),
+    (lambda: LatentModel(autoencoder(bottleneck=VQ(8, 2)), flow()).vae(), "VQ gives codes"),
+    # options of the first stage that do not go together
+    (lambda: autoencoder(bottleneck=VQ(8, 3)), r"latents \(2, 4, 4\) of 2 channels, but VQ rounds 3"),
+    (lambda: Autoencoder(ResidualEncoder(IMAGE, MAP, 8, (1, 1)),
+                         ResidualDecoder((3, 4, 4), IMAGE, NormalHead(1.0), 8, (1, 1))),
+     r"the encoder makes latents \(2, 4, 4\), but ResidualDecoder takes \(3, 4, 4\)"),
+    (lambda: autoencoder(bottleneck=FSQ((5, 5)), beta=0.1),
+     "beta weighs the KL, and must not be negative; got 0.1 with a FSQ bottleneck"),
+    (lambda: autoencoder(reconstruction="l3"), "one of likelihood, l1, l2; got 'l3'"),
+    (lambda: autoencoder(critic=critic(), critic_weight=-0.5), "must not be negative; got 1.0, -0.5, 0 and 0"),
+    (lambda: autoencoder().judge(images()), "judge needs a critic"),
+])  # fmt: skip
+def test_faults_19_and_20_what_does_not_fit_is_refused(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+@pytest.mark.parametrize("ask, message", [
+    (lambda: autoencoder(critic=PatchDiscriminator(1, 8, 1)),
+     "critic must offer tell and fool, .*; got a PatchDiscriminator"),
+    (lambda: autoencoder(head=DeltaHead()).loss(images()),
+     "decoder must return a likelihood; got Delta, a point, which has none"),
+])  # fmt: skip
+def test_parts_of_another_kind_are_refused(ask, message):
+    with pytest.raises(TypeError, match=message):
+        ask()
 
 
 # Runs of two stages.
@@ -533,11 +532,3 @@ def test_a_resume_that_moves_the_ends_of_stages_is_refused(tmp_path, capsys, few
             run("--steps", steps, "--resume", source, "--out", str(tmp_path / "other"))
         assert "stages ended at [4, 8]" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == before
-
-
-def test_a_second_stage_of_other_latents_is_refused_even_if_its_loss_asks_nothing():
-    """A GAN's loss reads only how many x there are."""
-    first = Autoencoder(MLPEncoder(6, 2, 8, 1), MLPDecoder(2, 6, NormalHead(0.5), 8, 1))
-    gan = GAN(MLPDecoder(3, 7, DeltaHead(bounded=False), 8, 1), Critic(MLPDiscriminator(7, 8, 1)), 3)
-    with pytest.raises(ValueError, match=r"Autoencoder makes latents \(2,\), which GAN .*\(7,\)"):
-        LatentModel(first, gan)

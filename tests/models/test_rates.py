@@ -1,27 +1,20 @@
 import math
 import re
+from functools import partial
 
-import numpy
 import pytest
 import torch
+from answers import F64, generator
+from diffusions import EPSILON4, X4, exact, gauss_legendre, given
 from torch import nn
 
-import components.distributions.continuous
-import components.losses.times
-import hybrids.models.diffusion_bound
+from components.bottlenecks import Quantized
 from components.denoisers import Denoiser
 from components.distributions import Delta, Normal, kl, kl_per_dimension
-from components.schedules import LogSNRLinearSchedule, over
+from components.schedules import LogSNRLinearSchedule
 from hybrids.critic import Critic
 from hybrids.models import GAN, Diffusion, Model, StandardNormal, rate, rates
 from hybrids.terms import Terms
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def posterior(batch=6, latent=(4,)):
@@ -52,9 +45,15 @@ def test_the_standard_normal_is_a_model_whose_nll_is_exact():
     assert isinstance(prior, Model) and not prior.state_dict() and not list(prior.parameters())
 
 
+def test_its_weight_is_its_density():
+    prior, z = StandardNormal((2, 3)), torch.randn(5, 2, 3)
+    for log_p in (prior.log_weight(z), prior.log_prob(z)):
+        torch.testing.assert_close(log_p, -prior.nll(z).per_example)
+
+
 def test_the_standard_normal_s_samples():
     prior = StandardNormal(3)
-    one, again = (prior.sample(5, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    one, again = (prior.sample(5, generator=generator()) for _ in range(2))
     assert one.shape == (5, 3) and torch.equal(one, again)
     x = prior.sample(20_000)
     assert x.mean().abs() < 4 / math.sqrt(60_000) and (x.var() - 1).abs() < 4 * math.sqrt(2 / 60_000)
@@ -118,24 +117,6 @@ def test_trap_31_free_bits_look_at_the_batch_of_all_ranks(monkeypatch):
     assert terms.total.item() == pytest.approx(0.4) and not torch.autograd.grad(terms.total, mean)[0].any()
 
 
-@pytest.mark.parametrize("shape", [1, 8, (4, 1)])
-def test_a_prior_of_another_shape_is_refused(shape):
-    """StandardNormal(1) would be broadcast over all dimensions, without a word."""
-    q, _ = posterior()
-    wrong = Diffusion(Denoiser(nn.Identity(), LogSNRLinearSchedule()), shape)
-    own = wrong.noise.shape
-    for prior in (StandardNormal(shape), wrong):
-        message = f"prior must be over z of shape (4,); {type(prior).__name__} is over {own}"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            rate(q, q.mean, prior)
-
-
-def test_free_bits_without_a_closed_form_are_refused():
-    q, _ = posterior()
-    with pytest.raises(ValueError, match="free_bits needs a KL in closed form: StandardNormal as prior; got Scored"):
-        rate(q, q.mean, Scored(), 0.1)
-
-
 # Any other prior
 
 
@@ -169,34 +150,43 @@ def test_a_point_posterior_pays_for_its_place_alone():
     torch.testing.assert_close(terms.per_example, Scored().nll(z).per_example)
 
 
-class Best(nn.Module):
-    """ε̂ = σ x_t, exact for x ~ N(0, I)."""
-
-    def __init__(self, schedule):
-        super().__init__()
-        self.schedule = [schedule]
-
-    def forward(self, x_t, t, cond=None):
-        return over(self.schedule[0].alpha_sigma(t)[1], x_t) * x_t
-
-
 @pytest.mark.parametrize("mean, std", [(0.7, 0.4), (0.0, 1.0), (-1.5, 0.1)])
-def test_the_rate_under_an_exact_diffusion_prior_is_the_kl_in_closed_form(monkeypatch, mean, std):
+def test_the_rate_under_an_exact_diffusion_prior_is_the_kl_in_closed_form(mean, std):
     """Value and gradients, exactly: four points for (z, ε), Gauss-Legendre in t. The finite range leaves 1e-5."""
-    u, share = (torch.tensor(values) / 2 for values in numpy.polynomial.legendre.leggauss(200))
-    signs = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64).repeat(200, 1)
-    noise = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64).repeat(200, 1)
-    for module in (components.distributions.continuous, hybrids.models.diffusion_bound):
-        monkeypatch.setattr(module, "randn_like", lambda x, generator=None: noise)
-    for module in (components.losses.times, hybrids.models.diffusion_bound):
-        monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (u + 0.5).repeat_interleave(4))
-    schedule = LogSNRLinearSchedule()
-    prior = Diffusion(Denoiser(Best(schedule), schedule), 1)
+    u, share = gauss_legendre(200)
+    prior = exact(s=1.0)
+    # The prior's own nll, at given times.
+    times = given(prior, EPSILON4.repeat(200, 1), u.repeat_interleave(4))
+    prior.nll = partial(prior.nll, times=times)
     m, s = torch.tensor(mean, dtype=F64, requires_grad=True), torch.tensor(std, dtype=F64, requires_grad=True)
     q = Normal(m.expand(800, 1), s.expand(800, 1))
-    terms = rate(q, q.mean + q.std * signs, prior)
+    terms = rate(q, q.mean + q.std * X4.repeat(200, 1), prior)
     assert list(terms) == ["prior.prior", "prior.reconstruction", "prior.diffusion", "posterior_entropy"]
     total = (share * terms.per_example.view(200, 4).mean(1)).sum()
     assert total.item() == pytest.approx(0.5 * (mean**2 + std**2 - 1 - math.log(std**2)), abs=2e-5)
     on_mean, on_std = torch.autograd.grad(total, (m, s))
     assert on_mean.item() == pytest.approx(mean, abs=2e-5) and on_std.item() == pytest.approx(std - 1 / std, abs=2e-5)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("shape", [1, 8, (4, 1)])
+def test_a_prior_of_another_shape_is_refused(shape):
+    """StandardNormal(1) would be broadcast over all dimensions, without a word."""
+    q, _ = posterior()
+    for prior in (StandardNormal(shape), exact(shape=shape)):
+        message = f"prior must be over z of shape (4,); {type(prior).__name__} is over {prior.shape}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            rate(q, q.mean, prior)
+
+
+@pytest.mark.parametrize("q, prior, message", [
+    (Normal(torch.zeros(6, 4), 1.0), Scored(),
+     "free_bits needs a KL in closed form: StandardNormal as prior; got Scored"),
+    (Quantized(torch.zeros(6, 4), torch.zeros(6, dtype=torch.long), {}, torch.ones(())), StandardNormal(4),
+     "free_bits needs a KL in closed form; got codes of a bottleneck and 0.1"),
+])  # fmt: skip
+def test_free_bits_without_a_closed_form_are_refused(q, prior, message):
+    with pytest.raises(ValueError, match=message):
+        rate(q, torch.zeros(6, 4), prior, 0.1)

@@ -19,11 +19,6 @@ from hybrids.experiment import load_recipe, parse
 SHAPE = (3, 8, 8)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def built(*words):
     recipe = load_recipe("gan")
     settings = parse(recipe.Settings, [*TINY["gan"], *words], "gan")

@@ -194,7 +194,7 @@ def report_of(out: Path, recipes=tuple(TYPICAL), seeds=(0, 1, 2), plane: bool = 
         "format": 1,
         "data": "8-gaussians" if plane else "digits",
         "shape": [2] if plane else [1, 8, 8],
-        "levels": None if plane else 17,
+        "grey_levels": None if plane else 17,
         "examples": None if plane else 1500,
         "budget": {"kind": "images", "value": 64000},
         "parameters": 500_000,

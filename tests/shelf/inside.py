@@ -11,12 +11,12 @@ from components.backbones import MLP, UNet
 from components.bottlenecks import FSQ, VQ
 from components.conditions import drop
 from components.decoders import DeltaHead, MLPDecoder, NormalHead, ResidualDecoder, ResidualGenerator
-from components.denoisers import Denoiser, Guided
+from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from components.distributions import Implicit, per_example, randn_like
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.losses import Perceptual
-from components.samplers import ancestral
+from components.samplers import Sampler
 from components.schedules import LogSNRLinearSchedule
 from hybrids import GAN, VAE, Critic, Diffusion, Player, StandardNormal, Terms
 
@@ -91,7 +91,7 @@ def latent_map() -> VAE:
 
 
 def perceptual(distance: Perceptual, shape: tuple[int, int, int]) -> list[Player]:
-    """A VAE that hears of features, too."""
+    """A VAE with a distance of features in its loss."""
     model = pictures(shape=shape)
 
     def loss(b: dict[str, Tensor]) -> Terms:
@@ -190,7 +190,7 @@ def diffusion(
     backbone: nn.Module | None = None, schedule: nn.Module | None = None, shape=FEATURES, denoiser=None, **options
 ) -> Diffusion:
     """A diffusion of vectors, or of what is given."""
-    options = {"sample_steps": 2, **options}
+    options = {"sampler": Sampler(steps=2), **options}
     backbone = backbone or MLP(FEATURES, WIDTH, 1)
     return Diffusion(Denoiser(backbone, schedule or LogSNRLinearSchedule(), **(denoiser or {})), shape, **options)
 
@@ -202,10 +202,7 @@ def unet(shape=IMAGE, **options) -> UNet:
 
 def dropped(backbone: nn.Module, num_classes: int | None, shape) -> list[Player]:
     """A diffusion that is trained on dropped conditions and guides its sampler."""
-
-    def guided(denoiser, x, times, cond=None, generator=None) -> Tensor:
-        return ancestral(Guided(denoiser, 2.0, (0.1, 0.9), rescale=0.5), x, times, cond, generator)
-
+    guided = Sampler(steps=2, guidance_scale=2.0, guidance_interval=(0.1, 0.9), guidance_rescale=0.5)
     model = diffusion(backbone, shape=shape, sampler=guided)
     return one(model, lambda b: model.loss(b["x"], drop(condition(b), 0.5, num_classes)))
 

@@ -1,7 +1,7 @@
 """Every part of the shelf inside a small model: PARTS maps a name to a function that returns (players, batch)."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from inside import (
@@ -54,10 +54,8 @@ from components.decoders import (
 from components.denoisers import (
     Denoiser,
     GaussianMean,
-    GridBayes,
-    GridBayesLast,
+    GreyLevels,
     MixtureMean,
-    Thresholded,
     log_marginals,
 )
 from components.discriminators import (
@@ -87,7 +85,7 @@ from components.losses import (
     simple,
     wasserstein,
 )
-from components.samplers import SAMPLERS, ddim, dpm_solver_pp, heun, invert
+from components.samplers import DDIM, METHODS, Ancestral, Heun, Sampler, invert
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -102,7 +100,7 @@ from components.schedules import (
 from components.text import Captioned, CharacterEncoder, digit_names
 from hybrids import AdversarialDiffusion, Critic, HierarchicalVAE, Player
 
-GRID = {"levels": LEVELS, "weighting": "likelihood"}
+GRID = {"grey_levels": LEVELS, "weighting": "likelihood"}
 CHAIN = {"timesteps": 4, "weighting": "likelihood"}
 
 PARTS: dict[str, Callable[[], Game]] = {
@@ -200,10 +198,12 @@ PARTS: dict[str, Callable[[], Game]] = {
                       denoiser={"variance": "learned_range", "clip": (-1.0, 1.0)}, **CHAIN)),
         batch(),
     ),
-    "last-grid": lambda: (one(diffusion(**GRID)), batch()),
-    "last-gaussian": lambda: (one(diffusion(weighting="likelihood")), batch()),
-    "last-denoised": lambda: (one(diffusion(schedule=BetaSchedule(), **CHAIN)), batch()),
-    "last-denoised-levels": lambda: (one(diffusion(schedule=BetaSchedule(), levels=LEVELS, **CHAIN)), batch()),
+    "reconstruction-grey-levels": lambda: (one(diffusion(**GRID)), batch()),
+    "reconstruction-gaussian": lambda: (one(diffusion(weighting="likelihood")), batch()),
+    "reconstruction-denoised": lambda: (one(diffusion(schedule=BetaSchedule(), **CHAIN)), batch()),
+    "reconstruction-denoised-levels": lambda: (
+        one(diffusion(schedule=BetaSchedule(), grey_levels=LEVELS, **CHAIN)), batch()
+    ),
     "analytic-gaussian": lambda: (
         distilled(lambda schedule: GaussianMean(schedule, torch.ones(FEATURES), torch.eye(FEATURES))),
         batch((FEATURES,), "t"),
@@ -257,7 +257,9 @@ shelve("schedule", {
     "edm": lambda: (EDMSchedule(), "edm"),
     "flow": lambda: (FlowSchedule(), "flow"),
     "shifted": lambda: (ShiftedSchedule(FlowSchedule(), 3.0), "flow"),
-}, lambda part: one(diffusion(schedule=part[0], denoiser={"prediction": part[1]}, sampler=ddim)))  # fmt: skip
+}, lambda part: one(
+    diffusion(schedule=part[0], denoiser={"prediction": part[1]}, sampler=Sampler("ddim", steps=2))
+))  # fmt: skip
 
 shelve("schedule", {
     "learned": LearnedSchedule,
@@ -277,22 +279,22 @@ shelve("times", {
 }, lambda times: one(diffusion(times=times, schedule=CosineSchedule(13.0, -5.0))))  # fmt: skip
 
 
-def there_and_back(denoiser, x, times, cond=None, generator=None) -> torch.Tensor:
-    """DDIM, its inverse, and DDIM again."""
-    return ddim(denoiser, invert(denoiser, ddim(denoiser, x, times, cond), times, cond), times, cond)
+@dataclass(frozen=True)
+class ThereAndBack(Sampler):
+    """A sampler, its inverse, and the sampler again: for DDIM."""
 
-
-def thresholded(denoiser, x, times, cond=None, generator=None) -> torch.Tensor:
-    """DPM-Solver++ on thresholded x̂."""
-    return dpm_solver_pp(Thresholded(denoiser, 0.9), x, times, cond, generator)
+    def __call__(self, denoiser, x, cond=None, generator=None, times=None, mean_at_end=False) -> torch.Tensor:
+        x = super().__call__(denoiser, x, cond, generator, times)
+        return super().__call__(denoiser, invert(denoiser, x, times, cond), cond, generator, times, mean_at_end)
 
 
 shelve("sampler", {
-    **{name.replace("_", "-"): lambda sampler=sampler: sampler for name, sampler in SAMPLERS.items()},
-    "ddim-noise": lambda: partial(ddim, eta=0.5),
-    "heun-churn": lambda: partial(heun, s_churn=1.0),
-    "ddim-inverted": lambda: there_and_back,
-    "thresholded": lambda: thresholded,
+    **{name.replace("_", "-"): lambda name=name: Sampler(name, steps=2) for name in METHODS},
+    "ancestral-large": lambda: Sampler(Ancestral(variance="large"), steps=2),
+    "ddim-noise": lambda: Sampler(DDIM(eta=0.5), steps=2),
+    "heun-churn": lambda: Sampler(Heun(s_churn=1.0), steps=2),
+    "ddim-inverted": lambda: ThereAndBack("ddim", steps=2),
+    "thresholded": lambda: Sampler("dpm_solver_pp", steps=2, thresholding=0.9),
 }, lambda sampler: one(diffusion(sampler=sampler)))  # fmt: skip
 
 
@@ -338,18 +340,17 @@ PARTS |= {
 }  # fmt: skip
 
 
-def hierarchical(ladder: Ladder, last: nn.Module) -> list[Player]:
+def hierarchical(ladder: Ladder, decoder: nn.Module) -> list[Player]:
     """A VAE of a learned ladder."""
-    return one(HierarchicalVAE(ladder.levels, last, ladder.encoder))
+    return one(HierarchicalVAE(ladder.levels, decoder, ladder.encoder))
 
 
 def on_a_grid() -> list[Player]:
     """A diffusion whose network corrects Bayes' rule on grey levels."""
-    schedule, outputs = LearnedSchedule(8.0, -5.0), LEVELS * FEATURES
-    marginals = log_marginals(batch()["x"], LEVELS)
-    bayes = GridBayes(MLP(FEATURES, WIDTH, 1, out_features=outputs), schedule, (FEATURES,), LEVELS, marginals)
-    last = GridBayesLast(bayes)
-    return one(diffusion(bayes, schedule, denoiser={"prediction": "sample"}, last=last, weighting="likelihood"))
+    prediction = GreyLevels((FEATURES,), LEVELS, log_marginals(batch()["x"], LEVELS))
+    backbone = MLP(FEATURES, WIDTH, 1, out_features=LEVELS * FEATURES)
+    schedule = LearnedSchedule(8.0, -5.0)
+    return one(diffusion(backbone, schedule, denoiser={"prediction": prediction}, weighting="likelihood"))
 
 
 PARTS |= {
@@ -364,12 +365,12 @@ PARTS |= {
         hierarchical(dense_ladder(FEATURES, 2, 2, WIDTH), MLPDecoder(WIDTH, FEATURES, NormalHead(0.5), WIDTH, 1)),
         batch(),
     ),
-    "grid-bayes": lambda: (on_a_grid(), batch()),
+    "grey-levels": lambda: (on_a_grid(), batch()),
 }
 
 
 def captioned() -> list[Player]:
-    """A diffusion that is told of labels in words, and learns to read them."""
+    """A diffusion with labels in words as its condition, which it learns to read."""
     words = Captioned(digit_names(CLASSES), CharacterEncoder(FEATURES, 6, 1, 2))
     model = diffusion(unet(context=FEATURES), shape=IMAGE)
     return [Player(lambda b: model.loss(b["x"], drop(words(b["cond"]), 0.5)), [model.denoiser, words], optimizer=ADAM)]

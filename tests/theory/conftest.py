@@ -138,23 +138,6 @@ def table(lines, width=72):
     return "\n".join(out)
 
 
-@pytest.fixture
-def fix(monkeypatch):
-    """Put given values in the place of a diffusion's random noise, and of its random times if there are any."""
-    import components.distributions.continuous
-    import components.losses.times
-    import hybrids.models.diffusion_bound
-
-    def put(epsilon, u=None):
-        for module in (hybrids.models.diffusion_bound, components.distributions.continuous):
-            monkeypatch.setattr(module, "randn_like", lambda x, generator=None: epsilon.to(x.dtype))
-        if u is not None:
-            for module in (components.losses.times, hybrids.models.diffusion_bound):
-                monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: u)
-
-    return put
-
-
 def pytest_addoption(parser):
     parser.addoption("--theory-table", action="store_true", help="print what each row of the theory expected and got")
 

@@ -3,10 +3,11 @@
 import math
 
 import torch
-from answers import said, seen
+from answers import COVARIANCE, F64, NAMES, A, M, Meaning, Smooth
+from diffusions import SIGMA_DATA
 from torch import nn
 
-from components.denoisers import Denoiser, Estimate, GaussianMean
+from components.denoisers import PREDICTIONS, Denoiser, GaussianMean, edm_prediction
 from components.schedules import (
     BETA_SCHEDULES,
     BetaSchedule,
@@ -18,12 +19,7 @@ from components.schedules import (
     ShiftedSchedule,
     VarianceExplodingSchedule,
     VariancePreservingSchedule,
-    over,
 )
-
-F64 = torch.float64
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow", "edm")
-SIGMA_DATA = 0.7
 
 
 def bent():
@@ -66,21 +62,17 @@ def schedules():
 
 
 def pairs():
-    """(prediction, schedule) of all that go together: a flow ends in pure noise, where ε and F say nothing of x."""
+    """(prediction, schedule) of all that go together: a flow ends in pure noise, where ε says nothing of x."""
     kinds = (LogSNRLinearSchedule(8.0, -6.0), CosineSchedule(9.0, -9.0), EDMSchedule(), FlowSchedule())
     return [
         (prediction, schedule)
-        for prediction in PREDICTIONS
+        for prediction in NAMES
         for schedule in kinds
-        if not (isinstance(schedule, FlowSchedule) and prediction in ("epsilon", "edm"))
+        if not (isinstance(schedule, FlowSchedule) and prediction == "epsilon")
     ]
 
 
 # Data
-
-M = torch.tensor([0.5, -1.0, 0.25], dtype=F64)
-A = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.5, 0.0], [-0.3, 0.2, 0.1]], dtype=F64)
-COVARIANCE = A @ A.T
 
 
 def points(d):
@@ -94,37 +86,13 @@ def gaussian_points():
     return M + both[:, :3] @ A.T, both[:, 3:]
 
 
-# A mean over t: Gauss-Legendre is exact to the last digits where the integrand is smooth.
-
-
-def gauss_legendre(n):
-    """Nodes in [0, 1] and their shares, (n,) each."""
-    import numpy
-
-    u, share = (torch.tensor(values) / 2 for values in numpy.polynomial.legendre.leggauss(n))
-    return u + 0.5, share
-
-
 # Networks
-
-
-class Saying(nn.Module):
-    """A backbone that means what another says of x, in any parameterization and from what each is shown."""
-
-    def __init__(self, prediction, mean, schedule):
-        super().__init__()
-        self.prediction, self.mean, self.schedule = prediction, mean, [schedule]  # in a list: it is the denoiser's
-
-    def forward(self, shown, t, cond=None):
-        alpha, sigma = (over(c, shown) for c in self.schedule[0].alpha_sigma(t))
-        scale = (alpha**2 + sigma**2).sqrt() if self.schedule[0].exploding else torch.ones_like(alpha)
-        x_t = seen(self.prediction, shown, alpha, sigma, self.schedule[0].exploding, SIGMA_DATA)
-        return said(self.prediction, self.mean(x_t / scale, t), x_t, alpha, sigma, SIGMA_DATA)
 
 
 def denoiser(prediction, mean, schedule, **settings):
     """The denoiser whose x̂ is mean(x_t, t)."""
-    return Denoiser(Saying(prediction, mean, schedule), schedule, prediction, sigma_data=SIGMA_DATA, **settings)
+    network = Meaning(prediction, mean, schedule, SIGMA_DATA)
+    return Denoiser(network, schedule, prediction, sigma_data=SIGMA_DATA, **settings)
 
 
 def gaussian(prediction, schedule, **settings):
@@ -132,22 +100,12 @@ def gaussian(prediction, schedule, **settings):
     return denoiser(prediction, GaussianMean(schedule, M, COVARIANCE), schedule, **settings)
 
 
-class Smooth(nn.Module):
-    """A network that is wrong, smoothly; v, in (-1, 1), of a learned variance where that is asked for."""
-
-    def __init__(self, learned=False):
-        super().__init__()
-        self.learned = learned
-
-    def forward(self, x_t, t, cond=None):
-        found = torch.tanh(1.3 * x_t + over(torch.as_tensor(t, dtype=F64), x_t)) + 0.2 * x_t
-        return torch.cat([found, torch.sin(3 * x_t)], 1) if self.learned else found
-
-
 def wrong(prediction, schedule, variance="small"):
     """A denoiser that is wrong, smoothly."""
     return Denoiser(Smooth(variance == "learned_range"), schedule, prediction, variance, sigma_data=SIGMA_DATA)
 
 
-def estimate(prediction, x_t, alpha, sigma, output):
-    return Estimate(x_t, alpha, sigma, prediction, output, SIGMA_DATA)
+def estimate(prediction, x_t, level, output):
+    """What a network's output says of x."""
+    of = edm_prediction(SIGMA_DATA) if prediction == "edm" else PREDICTIONS[prediction]
+    return of.estimate(x_t, output, level)

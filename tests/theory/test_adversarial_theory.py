@@ -3,14 +3,11 @@
 import math
 
 import numpy
-import pytest
 import torch
-from known import F64
+from answers import F64, generator
+from diffusions import given, moved
 from torch import nn
 
-import components.distributions.continuous
-import components.losses.times
-import hybrids.models.diffusion_bound
 from components.denoisers import Denoiser, MixtureMean
 from components.distributions import Delta, per_example
 from components.losses import minimax, non_saturating, relativistic
@@ -21,21 +18,20 @@ from hybrids.data.points import Mixture
 D, Z = 5, 3
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
+class AtNoise(AdversarialDiffusion):
+    """A game whose levels, and the noise of x_s, of x_t and of x'_s (B, D), are given instead of drawn."""
 
+    def give(self, s, t, first, second, third):
+        self.given = s, t, first, second, third
+        return self
 
-@pytest.fixture
-def noises(monkeypatch):
-    """Put given tensors, one after another, in the place of random noise."""
+    def _pair(self, x, generator):
+        s, t, first, second, _ = self.given
+        x_s = moved(self.denoiser.schedule.marginal(x, s), first)
+        return x_s, moved(self.denoiser.schedule.transition(x_s, s, t), second), s, t
 
-    def put(*values):
-        left = iter(values)
-        for module in (components.distributions.continuous, hybrids.models.diffusion_bound):
-            monkeypatch.setattr(module, "randn_like", lambda x, generator=None: next(left).to(x.dtype))
-
-    return put
+    def _fake(self, x_t, s, t, cond, generator):
+        return moved(self.denoiser.reverse(x_t, s, t, cond), self.given[-1])
 
 
 # Row 35: both limits
@@ -78,24 +74,26 @@ class Joined(nn.Module):
         return self.network(*both.split([D, D], dim=1))
 
 
-def test_one_step_is_a_gan_on_x_and_pure_noise(row, noises):
+def test_one_step_is_a_gan_on_x_and_pure_noise(row):
     """A denoising GAN of one step is a GAN whose data are (x, noise), loss and gradients. Xiao 2021, 2112.07804."""
-    x, noise, z = torch.randn(6, D, dtype=F64), torch.randn(6, D, dtype=F64), torch.randn(6, Z, dtype=F64)
+    x, drawn = torch.randn(6, D, dtype=F64), generator()
+    # What the one step draws: its level, x_s of no noise, x_t of nothing else, and z.
+    torch.randint(1, (6,), generator=drawn)
+    _, noise, z = (torch.randn(6, d, dtype=F64, generator=drawn) for d in (D, D, Z))
+    both = torch.cat([noise, z], 1)
     for pair in (non_saturating, relativistic):
         denoiser = Denoiser(Generator(), FlowSchedule(), "sample")
         one = AdversarialDiffusion(denoiser, Critic(Discriminator(), pair), D, timesteps=1, latent=Z)
         gan = GAN(Joined(denoiser.backbone), Critic(Joined(one.critic.discriminator), pair), D + Z)
-        one._latent = lambda x_t, generator=None: {"z": z}
-        gan.prior.sample = lambda n, generator=None: torch.cat([noise, z], 1)
+        gan.draw = lambda n, cond, generator, gan=gan: gan.generator(both).mean
         players = {
             "generator": (one.loss, gan.loss, denoiser.parameters()),
             "critic": (one.judge, gan.judge, one.critic.parameters()),
         }
-        for player, (mine, other, moved) in players.items():
-            noises(torch.randn(6, D), noise, torch.randn(6, D))  # the first and the last have a standard deviation of 0
-            found, expected = mine(x).total, other(torch.cat([x, noise], 1)).total
-            moved = list(moved)
-            gradients = [torch.cat([g.flatten() for g in torch.autograd.grad(v, moved)]) for v in (found, expected)]
+        for player, (mine, other, network) in players.items():
+            found, expected = mine(x, generator=generator()).total, other(torch.cat([x, noise], 1)).total
+            weights = list(network)
+            gradients = [torch.cat([g.flatten() for g in torch.autograd.grad(v, weights)]) for v in (found, expected)]
             assert gradients[1].abs().max() > 1e-3
             name = f"{pair.name}, {player}".replace("_", "-")
             row(35, found, expected, 1e-12, words=f"{name}: loss")
@@ -109,7 +107,7 @@ class SquaredError(Critic):
         return Terms(squares=per_example((fake - real).square()))
 
 
-def test_many_steps_without_z_and_with_a_squared_error_are_a_ddpm(row, noises, monkeypatch):
+def test_many_steps_without_z_and_with_a_squared_error_are_a_ddpm(row):
     """Of many steps, without z and with a squared error, it is DDPM's x_0 objective. Xiao 2021, 2112.07804, section 3.
 
     With the noise of the real x_s, ‖x_s - x'_s‖² is that at the same x_t, times the posterior's factor on x squared,
@@ -117,26 +115,20 @@ def test_many_steps_without_z_and_with_a_squared_error_are_a_ddpm(row, noises, m
     """
     steps, n = 1000, 64
     denoiser = Denoiser(Generator(None), BetaSchedule("linear", steps), "sample")
-    few = AdversarialDiffusion(denoiser, SquaredError(Discriminator()), D, steps, latent=None)
+    few = AtNoise(denoiser, SquaredError(Discriminator()), D, steps, latent=None)
     ddpm = Diffusion(denoiser, D, timesteps=steps)
     schedule, x, first, second = denoiser.schedule, *torch.randn(3, n, D, dtype=F64)
     i = torch.randint(steps, (n,), dtype=F64)
     i[:8] = 0
     s, t = i / steps, (i + 1) / steps
-    q = schedule.marginal(x, s)
-    x_s = q.mean + q.std * first
-    q = schedule.transition(x_s, s, t)
-    x_t = q.mean + q.std * second
-    on_x_t, on_x, std = schedule.posterior_coefficients(s, t)
+    x_s = moved(schedule.marginal(x, s), first)
+    x_t = moved(schedule.transition(x_s, s, t), second)
+    on_x_t, on_x, std, _ = schedule.posterior_coefficients(s, t)
     posterior = (x_s - over(on_x_t, x) * x_t - over(on_x, x) * x) / over(std.clamp(min=1e-12), x)
     alpha, sigma = schedule.alpha_sigma(t)
     epsilon = (x_t - over(alpha, x) * x) / over(sigma, x)
-    few._times = lambda x: (s, t)
-    for module in (components.losses.times, hybrids.models.diffusion_bound):
-        monkeypatch.setattr(module, "low_discrepancy", lambda *_, **__: (i + 0.5) / steps)
-    noises(first, second, posterior)
-    found = few.loss(x).per_example
-    noises(epsilon)
+    found = few.give(s, t, first, second, posterior).loss(x).per_example
+    given(ddpm, epsilon, (i + 0.5) / steps)
     expected = on_x.square() * ddpm.loss(x).per_example
     assert torch.equal(on_x[:8], torch.ones(8, dtype=F64)) and on_x[8:].max() < 0.7
     row(35, found / expected, 1.0, 1e-6, words="many steps: ratio of the losses, of 64 x")
@@ -190,20 +182,19 @@ def hermite(n):
     return nodes, shares / shares.sum()
 
 
-def value(step, discriminator, noises):
+def value(step, discriminator):
     """E log sigmoid D(x_s, x_t) + E log(1 - sigmoid D(x'_s, x_t)) of the model's own judge, by Gauss-Hermite."""
-    game = AdversarialDiffusion(step.denoiser, Critic(discriminator, minimax), 1, 4, None)
-    game._times = lambda x: (torch.full((len(x),), step.s, dtype=F64), torch.full((len(x),), step.t, dtype=F64))
+    game = AtNoise(step.denoiser, Critic(discriminator, minimax), 1, 4, None)
     (a, a_share), (b, b_share) = hermite(8), hermite(16)
     grid = [each.flatten()[:, None] for each in torch.meshgrid(torch.arange(2).to(a), a, b, b, b, indexing="ij")]
     half = torch.full((2,), 0.5, dtype=F64)
     shares = torch.stack(torch.meshgrid(half, a_share, b_share, b_share, b_share, indexing="ij")).prod(0).flatten()
-    noises(*grid[2:])
+    game.give(*(torch.full((len(shares),), time, dtype=F64) for time in (step.s, step.t)), *grid[2:])
     return -(shares * game.judge(MEANS[grid[0][:, 0].long()] + WIDTH * grid[1])["adversarial"][1]).sum()
 
 
 @torch.no_grad()
-def test_at_the_optimal_discriminator_the_value_is_the_divergence(row, noises):
+def test_at_the_optimal_discriminator_the_value_is_the_divergence(row):
     """At its best D the minimax value is 2 E JSD(q(x_s|x_t), p(x_s|x_t)) - log 4. Goodfellow 2014; Xiao 2021, eq. 4."""
     for s, t in ((0.25, 0.5), (0.25, 1.0), (0.15, 0.5)):
         step = Step(s, t)
@@ -213,7 +204,7 @@ def test_at_the_optimal_discriminator_the_value_is_the_divergence(row, noises):
         middle = torch.logaddexp(true, fake) - math.log(2)
         jsd = 0.5 * torch.trapezoid(true.exp() * (true - middle) + fake.exp() * (fake - middle), x_s, dim=1)
         divergence = torch.trapezoid(step.log_q(x_t[:, None], t).exp() * jsd, x_t)
-        found = value(step, Optimal(step), noises)
+        found = value(step, Optimal(step))
         row(36, found, 2 * divergence - math.log(4), 1e-5, words=f"from t = {t} to s = {s}, a mixture on the line")
-        worse = max(value(step, Optimal(step, **change), noises) for change in ({"scale": 0.7}, {"shift": 0.3}))
+        worse = max(value(step, Optimal(step, **change)) for change in ({"scale": 0.7}, {"shift": 0.3}))
         row(36, found - worse, at_least=1e-3, words="what other D lose")

@@ -2,13 +2,13 @@
 
 import math
 
-import pytest
 import torch
-from known import F64, PREDICTIONS, SIGMA_DATA, bent, denoiser, gauss_legendre, wrong
+from answers import F64, NAMES
+from diffusions import EPSILON4, SIGMA_DATA, X4, S, exact, gauss_legendre, given, over_levels, wrong
+from known import bent
 
-from components.losses import weightings
-from components.denoisers import GaussianMean
 from components.distributions import Normal, kl
+from components.losses import weightings
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -19,50 +19,26 @@ from components.schedules import (
     VarianceExplodingSchedule,
     over,
 )
-from hybrids.models import Diffusion
 
-# A loss that is quadratic in (x, ε) has its exact mean over four points with the right moments.
-X4 = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=F64)
-EPSILON4 = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=F64)
-S = 0.5  # of the data N(0, S²), where nothing else is said
 ENTROPY = Normal(torch.zeros(1, 1, dtype=F64), S).entropy().item()
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def exact(prediction="epsilon", schedule=None, s=S, shape=1, **settings):
-    """The diffusion whose denoiser is the best of N(0, s² I)."""
-    schedule = schedule or LogSNRLinearSchedule()
-    mean = GaussianMean(schedule, torch.zeros(shape), s**2 * torch.eye(shape))
-    return Diffusion(denoiser(prediction, mean, schedule), shape, **settings)
-
-
-def every_level(model, fix, steps, s=S):
-    """The exact mean of a discrete bound over x ~ N(0, s²), ε and the levels."""
-    u = (torch.arange(steps, dtype=F64) + 0.5) / steps
-    fix(EPSILON4.repeat(steps, 1), u.repeat_interleave(4))
-    return model.nll(s * X4.repeat(steps, 1)).total
-
-
-def integrated(model, fix, name=None, s=S, n=600):
+def integrated(model, name=None, s=S, n=600):
     """The exact mean of a continuous bound, or of one term of it, over x ~ N(0, s²), ε and t."""
     u, share = gauss_legendre(n)
-    fix(EPSILON4.repeat(n, 1), u.repeat_interleave(4))
+    times = given(model, EPSILON4.repeat(n, 1), u.repeat_interleave(4))
     with torch.no_grad():
-        terms = model.nll(s * X4.repeat(n, 1))
+        terms = model.nll(s * X4.repeat(n, 1), times=times)
     each = terms.per_example if name is None else terms[name][1]
     return (share * each.view(n, 4).mean(1)).sum()
 
 
-def test_the_discrete_bound_falls_to_the_entropy(row, fix):
+def test_the_discrete_bound_falls_to_the_entropy(row):
     """With T steps the bound of N(0, s²) exceeds ½ log 2πe s² by what falls as 1/T. Kingma 2021, 2107.00630, eq. 12."""
     known = {10: 9.77156, 100: 0.529685, 1000: 0.050232, 10_000: 0.0050056}
     excess = {}
     for steps, expected in known.items():
-        found = [every_level(exact(prediction, timesteps=steps), fix, steps) - ENTROPY for prediction in PREDICTIONS]
+        found = [over_levels(exact(prediction=name, timesteps=steps), steps) - ENTROPY for name in NAMES]
         row(23, torch.stack(found), expected, relative=1e-5, words=f"bound less entropy, T = {steps}, nats")
         excess[steps] = found[0]
     row(23, 10_000 * excess[10_000], 50.056, relative=1e-5, words="T × that at T = 10 000")
@@ -72,19 +48,19 @@ def test_the_discrete_bound_falls_to_the_entropy(row, fix):
     row(23, 10_000 * (excess[10_000] - 9.6e-6), limit, relative=1e-3, words="T × (that - 9.6e-6), against its limit")
 
 
-def test_the_continuous_bound_is_an_integral_of_the_least_error(row, fix):
+def test_the_continuous_bound_is_an_integral_of_the_least_error(row):
     """T → ∞ gives ½ ∫ mmse dSNR = ½ log (1 + s² SNR_0)/(1 + s² SNR_1). Guo 2005; Kingma 2021, 2107.00630, eq. 17."""
-    row(23, integrated(exact(), fix, "diffusion"), 5.956015, relative=1e-6, words="s = .5: the diffusion term, nats")
-    row(23, integrated(exact(), fix), 0.725801, 1e-6, words="s = .5: the bound")
+    row(23, integrated(exact(), "diffusion"), 5.956015, relative=1e-6, words="s = .5: the diffusion term, nats")
+    row(23, integrated(exact()), 0.725801, 1e-6, words="s = .5: the bound")
     row(23, ENTROPY, 0.725791, 1e-6, words="s = .5: the entropy")
     for s in (0.2, 1.3):
         high, low = math.exp(13.3), math.exp(-5.0)
         expected = 0.5 * math.log((1 + s**2 * high) / (1 + s**2 * low))
-        found = integrated(exact(s=s), fix, "diffusion", s)
+        found = integrated(exact(s=s), "diffusion", s)
         row(23, found, expected, relative=1e-6, words=f"s = {s}: the diffusion term")
 
 
-def test_the_continuous_bound_knows_a_schedule_by_its_ends(row, fix):
+def test_the_continuous_bound_knows_a_schedule_by_its_ends(row):
     """The continuous bound is one number for all schedules with equal ends. Kingma 2021, 2107.00630, section 5.1."""
     ends = {"sigma_min": math.exp(-13.3 / 2), "sigma_max": math.exp(2.5)}
     shifted = CosineSchedule(13.3 + 2 * math.log(3), -5.0 + 2 * math.log(3))
@@ -98,7 +74,7 @@ def test_the_continuous_bound_knows_a_schedule_by_its_ends(row, fix):
         "cosine, shifted": ShiftedSchedule(shifted, 3.0),
     }
     for name, schedule in kinds.items():
-        found = torch.stack([integrated(exact(p, schedule), fix, "diffusion") for p in PREDICTIONS])
+        found = torch.stack([integrated(exact(schedule, prediction), "diffusion") for prediction in NAMES])
         row(24, found, 5.956015, relative=1e-6, words=f"{name}, by quadrature")
 
 
@@ -112,18 +88,18 @@ def test_the_continuous_bound_by_monte_carlo(row):
         row(24, each.mean(), 0.725801, standard_error=each.std() / math.sqrt(len(x)), words=f"{name}, 20 000 draws")
 
 
-def test_a_level_is_the_error_in_x_reweighted(row, fix):
+def test_a_level_is_the_error_in_x_reweighted(row):
     """With the posterior's own variance L_{t-1} is ½ (SNR_s - SNR_t) ‖x - x̂‖². Kingma 2021, 2107.00630, eq. 13."""
     brute, formula = [], []
     x, epsilon = torch.randn(2, 6, 3, dtype=F64)
-    fix(epsilon)
-    for prediction in PREDICTIONS:
+    for prediction in NAMES:
         for schedule in (LogSNRLinearSchedule(), EDMSchedule(0.01, 20.0), CosineSchedule(9.0, -9.0), BetaSchedule()):
-            model = Diffusion(wrong(prediction, schedule), 3, timesteps=12)
-            for s, t in model.chain:
+            model = wrong(schedule, prediction, timesteps=12)
+            given(model, epsilon)
+            for s, t in model.elbo.chain:
                 alpha, sigma = schedule.alpha_sigma(t)
                 x_t = alpha * x + sigma * epsilon
-                level = model.level(x, s, t)
+                level = model.elbo.level(model.denoiser, x, s, t)
                 expected = kl(schedule.posterior(x_t, x, s, t), model.denoiser.reverse(x_t, s, t))
                 brute.append((level - expected) / (1 + expected))
                 fall = schedule.log_snr(s).exp() - schedule.log_snr(t).exp()
@@ -133,11 +109,10 @@ def test_a_level_is_the_error_in_x_reweighted(row, fix):
     row(25, torch.stack(formula), 0.0, 1e-10, words="a level against ½ (SNR_s - SNR_t) ‖x - x̂‖², relative")
 
 
-def test_the_simple_loss_is_the_bound_reweighted(row, fix):
+def test_the_simple_loss_is_the_bound_reweighted(row):
     """Weight × the bound's integrand is the loss of ε, x, v, a velocity or F. Ho 2020, eq. 14; Salimans & Ho 2022."""
     x, epsilon = torch.randn(2, 50, 3, dtype=F64)
     u = torch.rand(50, dtype=F64) * 0.9 + 0.05
-    fix(epsilon, u)
     weights = {
         "epsilon": lambda a, s: torch.ones_like(a),
         "sample": lambda a, s: (s / a) ** 2,
@@ -148,30 +123,29 @@ def test_the_simple_loss_is_the_bound_reweighted(row, fix):
     for prediction, weight in weights.items():
         errors = []
         for schedule in (LogSNRLinearSchedule(), EDMSchedule(0.01, 20.0)):
-            model = Diffusion(wrong(prediction, schedule), 3)
-            integrand = model.nll(x)["diffusion"][1]
+            model = wrong(schedule, prediction)
+            integrand = model.nll(x, times=given(model, epsilon, u))["diffusion"][1]
             expected = 2 / -schedule.slope(u) * weight(*schedule.alpha_sigma(u)) * integrand
             errors.append(model.loss(x)["simple"][1] / expected - 1)
         row(27, torch.stack(errors), 0.0, 1e-10, words=f"{prediction}: relative, continuous time")
 
 
-def test_the_simple_loss_is_the_bound_reweighted_in_discrete_time(row, fix):
+def test_the_simple_loss_is_the_bound_reweighted_in_discrete_time(row):
     """Of T levels the weight is that of SNR_s/SNR_t - 1. Ho 2020, 2006.11239, eq. 12 and 14."""
     x, epsilon = torch.randn(2, 50, 3, dtype=F64)
-    fix(epsilon, torch.full((50,), 0.6, dtype=F64))  # t = 13/20
+    u = torch.full((50,), 0.6, dtype=F64)  # t = 13/20
     schedule = LogSNRLinearSchedule()
     snr, ratio = schedule.log_snr(0.65).exp(), torch.expm1(schedule.log_snr(0.6) - schedule.log_snr(0.65))
     for prediction, weight in {"epsilon": 1.0, "sample": 1 / snr, "v_prediction": 1 + 1 / snr}.items():
-        model = Diffusion(wrong(prediction, schedule), 3, timesteps=20)
-        expected = weight * model.nll(x)["diffusion"][1] / (20 * 0.5 * ratio)
+        model = wrong(schedule, prediction, timesteps=20)
+        expected = weight * model.nll(x, times=given(model, epsilon, u))["diffusion"][1] / (20 * 0.5 * ratio)
         row(27, model.loss(x)["simple"][1] / expected, 1.0, 1e-10, words=f"{prediction}: ratio, T = 20")
 
 
-def test_weightings_are_the_bound_reweighted(row, fix):
+def test_weightings_are_the_bound_reweighted(row):
     """w(λ) on the loss of ε is w SNR on that of x. Hang 2023, 2303.09556; Karras 2022; Choi 2022, 2204.00227."""
     x, epsilon = torch.randn(2, 50, 3, dtype=F64)
     u = torch.rand(50, dtype=F64) * 0.9 + 0.05
-    fix(epsilon, u)
     schedule = LogSNRLinearSchedule(8.0, -6.0)
     alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(u))
     snr = schedule.log_snr(u).exp()
@@ -182,6 +156,7 @@ def test_weightings_are_the_bound_reweighted(row, fix):
         "L_simple": (weightings.simple, snr),
     }
     for name, (weighting, expected) in on_x.items():
-        model = Diffusion(wrong("v_prediction", schedule), 3, weighting=weighting)
+        model = wrong(schedule, weighting=weighting)
+        given(model, epsilon, u)
         error = (x - model.denoiser(alpha * x + sigma * epsilon, u).mean).square().sum(1)
         row(27, model.loss(x)["weighted"][1] / (expected * error), 1.0, 1e-10, words=f"{name}: ratio")

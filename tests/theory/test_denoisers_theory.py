@@ -1,9 +1,9 @@
 """Denoisers and scores: rows 17, 19 to 22, 33."""
 
-import pytest
 import torch
-from answers import said
-from known import COVARIANCE, F64, PREDICTIONS, SIGMA_DATA, M, denoiser, estimate, gaussian, gaussian_points, pairs
+from answers import COVARIANCE, F64, NAMES, M, network_output
+from diffusions import SIGMA_DATA
+from known import denoiser, estimate, gaussian, gaussian_points, pairs
 
 from components.denoisers import Denoiser, GaussianMean, MixtureMean
 from components.schedules import CosineSchedule, EDMSchedule, FlowSchedule, LogSNRLinearSchedule, over
@@ -11,11 +11,6 @@ from hybrids.data.points import Mixture
 
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [3.0, -2.0], [0.0, 2.0]], dtype=F64)
 I3 = torch.eye(3, dtype=F64)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def times(n):
@@ -41,13 +36,13 @@ def test_every_view_of_an_estimate_is_exact_given_another(row):
     worst = dict.fromkeys(("x̂", "ε̂", "v̂", "velocity", "score", "α x̂ + σ ε̂ - x_t", "and back, in any other"), 0.0)
     kinds = (LogSNRLinearSchedule(8.0, -6.0), CosineSchedule(9.0, -9.0), EDMSchedule(0.1, 10.0), FlowSchedule())
     for schedule in kinds:
-        alpha, sigma = schedule.alpha_sigma(times(5))
         x, epsilon = torch.randn(2, 5, 3, 4, dtype=F64)
-        a, s = over(alpha, x), over(sigma, x)
+        level = schedule.level(times(5), x)
+        a, s = over(level.alpha, x), over(level.sigma, x)
         x_t = a * x + s * epsilon
-        for prediction in PREDICTIONS:
-            found = estimate(prediction, x_t, alpha, sigma, said(prediction, x, x_t, a, s, SIGMA_DATA))
-            seen = {
+        for prediction in NAMES:
+            found = estimate(prediction, x_t, level, network_output(prediction, x, x_t, a, s, SIGMA_DATA))
+            views = {
                 "x̂": found.mean - x,
                 "ε̂": found.epsilon - epsilon,
                 "v̂": found.v - (a * epsilon - s * x),
@@ -55,10 +50,10 @@ def test_every_view_of_an_estimate_is_exact_given_another(row):
                 "score": found.score * s + epsilon,
                 "α x̂ + σ ε̂ - x_t": a * found.mean + s * found.epsilon - x_t,
             }
-            for other in PREDICTIONS:
-                target = estimate(other, x_t, alpha, sigma, 0 * x).target(found.mean, found.epsilon)
-                seen["and back, in any other"] = estimate(other, x_t, alpha, sigma, target).mean - x
-            for name, error in seen.items():
+            for other in NAMES:
+                target = estimate(other, x_t, level, 0 * x).target(found.mean, found.epsilon)
+                views["and back, in any other"] = estimate(other, x_t, level, target).mean - x
+            for name, error in views.items():
                 worst[name] = max(worst[name], error.abs().max().item())
     for name, error in worst.items():
         row(17, error, at_most=1e-10, words=f"largest error of {name}")
@@ -119,7 +114,7 @@ def test_tweedie(row):
     row(21, torch.stack(errors), 0.0, 1e-10, words="Gaussian: α x̂ - x_t - σ² ∇ log q")
     schedule = LogSNRLinearSchedule(4.0, -4.0)
     mean, errors = MixtureMean(schedule, MEANS, 0.3), []
-    for prediction in PREDICTIONS:
+    for prediction in NAMES:
         alpha, sigma = schedule.alpha_sigma(0.4)
         x_t = (3 * torch.randn(50, 2, dtype=F64)).requires_grad_()
         q = Mixture(alpha * MEANS, float(((0.3 * alpha) ** 2 + sigma**2).sqrt()))

@@ -2,16 +2,10 @@
 
 import math
 
-import pytest
 import torch
-from known import F64
+from answers import F64
 
 from components.distributions import DiscretizedLogistic, DiscretizedNormal, Normal, grid, kl
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def test_the_kl_of_gaussians_is_the_mean_log_ratio(row):
@@ -39,13 +33,14 @@ def test_discretized_masses_sum_to_one(row):
     """A discretized logistic or Gaussian sums to one over its grey levels, edge bins open. Salimans 2017; Ho 2020."""
     means = torch.tensor([-30.0, -1.0, -0.37, 0.0, 0.999, 2.0, 30.0], dtype=F64)
     kinds = {
-        "logistic": lambda mean, scale, levels: DiscretizedLogistic(mean, scale.log(), levels),
+        "logistic": lambda mean, scale, grey_levels: DiscretizedLogistic(mean, scale.log(), grey_levels),
         "Gaussian": DiscretizedNormal,
     }
     for kind, make in kinds.items():
-        for levels in (256, 17):
-            y = grid(levels, means).repeat(len(means))[:, None]
-            mean = means.repeat_interleave(levels)[:, None]
+        for grey_levels in (256, 17):
+            y = grid(grey_levels, means).repeat(len(means))[:, None]
+            mean = means.repeat_interleave(grey_levels)[:, None]
             scales = (1e-3, 0.02, 0.3, 5.0)
-            mass = torch.stack([make(mean, torch.full_like(mean, s), levels).log_prob(y).exp() for s in scales])
-            row(7, mass.view(len(scales), len(means), levels).sum(2), 1.0, 1e-10, words=f"{kind}, {levels} levels")
+            mass = torch.stack([make(mean, torch.full_like(mean, s), grey_levels).log_prob(y).exp() for s in scales])
+            total = mass.view(len(scales), len(means), grey_levels).sum(2)
+            row(7, total, 1.0, 1e-10, words=f"{kind}, {grey_levels} levels")

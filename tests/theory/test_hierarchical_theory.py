@@ -2,12 +2,10 @@
 
 import math
 
-import pytest
 import torch
-from known import F64, wrong
+from answers import F64, generator
+from diffusions import given_noise, wrong
 
-import components.distributions.continuous
-import hybrids.models.diffusion_bound
 from components.distributions import Normal
 from components.schedules import (
     BetaSchedule,
@@ -17,7 +15,7 @@ from components.schedules import (
     VarianceExplodingSchedule,
     over,
 )
-from hybrids.models import Diffusion, HierarchicalVAE
+from hybrids.models import HierarchicalVAE
 
 SCHEDULES = {
     "log-SNR linear": LogSNRLinearSchedule(6.0, -5.0),
@@ -30,58 +28,36 @@ SCHEDULES = {
 VARIANCES = ("small", "large", "learned_range")
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def noise_of(model, ladder, x):
-    """What the ladder drew at each of its levels from the top, as the ε of x_t = α x + σ ε; and the ladder's terms."""
-    drawn, inner = [], Normal.rsample
-
-    def rsample(self, generator=None):
-        drawn.append(inner(self, generator))
-        return drawn[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Normal, "rsample", rsample)
-        terms = ladder.nll(x)
-    times = [1.0, *(s for s, _ in reversed(model.chain))]
-    assert len(drawn) == len(times) == len(ladder.ladder)
-    epsilon = []
-    for t, x_t in zip(times, drawn):
+    """The ladder's terms, and what it drew at each of its levels from the top, as the ε of x_t = α x + σ ε."""
+    terms, drawn, x_t, epsilon = ladder.nll(x, generator=generator()), generator(), None, []
+    times = [1.0, *(s for s, _ in reversed(model.elbo.chain))]
+    for t, level in zip(times, ladder.ladder, strict=True):
+        x_t = level.posterior(x_t, x).rsample(drawn)
         alpha, sigma = (over(c, x) for c in model.denoiser.schedule.alpha_sigma(t))
         epsilon.append((x_t - alpha * x) / sigma)
     return terms, epsilon
 
 
-def put(patch, epsilon):
-    """Make the diffusion draw these, one at each call."""
-    left = iter(epsilon)
-    for module in (hybrids.models.diffusion_bound, components.distributions.continuous):
-        patch.setattr(module, "randn_like", lambda x, generator=None: next(left))
-
-
 @torch.no_grad()
-def test_the_elbo_of_the_ladder_is_the_bound_of_the_diffusion_term_by_term(row, monkeypatch):
+def test_the_elbo_of_the_ladder_is_the_bound_of_the_diffusion_term_by_term(row):
     """The ELBO of T latents with fixed encoders is the bound of the diffusion, term by term. Kingma 2021, section 2."""
     x = 0.7 * torch.randn(6, 3, dtype=F64)
     errors = {"L_T": [], "L_{t-1}, each": [], "L_0": [], "the sum": []}
     for schedule in SCHEDULES.values():
         for variance in VARIANCES:
-            model = Diffusion(wrong("sample", schedule, variance), 3, timesteps=10)
+            model = wrong(schedule, "sample", 3, variance, timesteps=10)
             terms, epsilon = noise_of(model, HierarchicalVAE.from_diffusion(model), x)
             names = [f"rate_{i}" for i in range(1, len(epsilon) + 1)]
             assert list(terms) == ["distortion", *names] and all(weight == 1 for weight, _ in terms.values())
             assert all((values.abs() > 1e-6).all() for _, values in terms.values()), "else this test would say nothing"
-            with monkeypatch.context() as patch:
-                for name, (s, t), noise in zip(names[1:], reversed(model.chain), epsilon):
-                    put(patch, [noise])
-                    level = model.level(x, s, t)
-                    errors["L_{t-1}, each"].append((terms[name][1] - level) / (1 + level))
-                # All at once: from the cleanest level up, then L_0.
-                put(patch, [*reversed(epsilon[:-1]), epsilon[-1]])
-                bound = model.bound(x)
+            for name, (s, t), noise in zip(names[1:], reversed(model.elbo.chain), epsilon):
+                given_noise(model.denoiser, noise)
+                level = model.elbo.level(model.denoiser, x, s, t)
+                errors["L_{t-1}, each"].append((terms[name][1] - level) / (1 + level))
+            # All at once: from the cleanest level up, then L_0.
+            given_noise(model.denoiser, *reversed(epsilon[:-1]), epsilon[-1])
+            bound = model.bound(x)
             parts = (("L_T", "rate_1", "prior"), ("L_0", "distortion", "reconstruction"))
             for part, ours, theirs in parts:
                 errors[part].append((terms[ours][1] - bound[theirs][1]) / (1 + bound[theirs][1].abs()))
@@ -97,12 +73,12 @@ def test_the_chain_from_the_bottom_up_agrees_in_expectation(row):
     x = torch.tensor([0.6, -0.4], dtype=F64).expand(n, 2)
     schedule = BetaSchedule("scaled_linear", 5, 0.1, 0.7)
     for variance in VARIANCES:
-        model = Diffusion(wrong("sample", schedule, variance), 2, timesteps=5)
+        model = wrong(schedule, "sample", 2, variance, timesteps=5)
         top_down = HierarchicalVAE.from_diffusion(model).nll(x).per_example
-        q = schedule.marginal(x, model.first)
+        q = schedule.marginal(x, model.elbo.first)
         x_s = q.rsample()
-        bottom_up = q.log_prob(x_s) - model.last(x_s).log_prob(x)
-        for s, t in model.chain:
+        bottom_up = q.log_prob(x_s) - model.elbo.decode(model.denoiser, x_s).log_prob(x)
+        for s, t in model.elbo.chain:
             q = schedule.transition(x_s, s, t)
             x_t = q.rsample()
             bottom_up = bottom_up + q.log_prob(x_t) - model.denoiser.reverse(x_t, s, t).log_prob(x_s)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from answers import F64
 from torch import nn
 
 from components.backbones import UNet
@@ -14,13 +15,6 @@ from components.schedules import FlowSchedule, LogSNRLinearSchedule, VariancePre
 from hybrids import VAE, StandardNormal
 from hybrids.data import Mixture, gaussians_8, gaussians_25
 from hybrids.evaluation import importance_weighted
-
-F64 = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 class Encoder(nn.Module):

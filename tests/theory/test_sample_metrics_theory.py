@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from known import F64
+from answers import F64
 from scipy.linalg import sqrtm
 
 from hybrids.evaluation.distances import frechet, gaussian_frechet, kernel
 from hybrids.evaluation.neighbours import neighbours
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def spread(d):

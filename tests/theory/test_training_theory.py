@@ -1,8 +1,7 @@
 """What training adds: rows 38 to 40."""
 
-import pytest
 import torch
-from known import F64
+from answers import F64
 from torch import nn
 
 from components.backbones import UNet
@@ -14,15 +13,10 @@ from components.losses import Perceptual, hinge
 from components.schedules import FlowSchedule
 from hybrids import Autoencoder, Critic, Diffusion, LatentModel
 from hybrids.data import Data, load_data
-from hybrids.data.latents import drawn
 from hybrids.ema import EMA
+from hybrids.models.cache import draw_latents
 
 IMAGE, MAP = (1, 8, 8), (2, 4, 4)
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def autoencoder(**options):
@@ -62,7 +56,7 @@ def test_the_weighted_adversarial_gradient_is_as_long_as_the_reconstruction_s(ro
 def test_scaled_latents_have_unit_variance_on_the_training_set(row):
     """Encoded, shifted and scaled, the training set has variance 1 in each channel. Rombach 2021, 2112.10752."""
     whole = load_data("digits", 8, 1)
-    data = Data(whole.name, whole.shape, 10, whole.levels, whole.x[:512], whole.labels[:512])
+    data = Data(whole.name, whole.shape, 10, whole.grey_levels, whole.x[:512], whole.labels[:512])
     for per_channel in (True, False):
         second = Diffusion(Denoiser(UNet(MAP, 8, (1,), 1), FlowSchedule(), "flow"), MAP)
         model = LatentModel(autoencoder(), second, per_channel=per_channel)
@@ -71,7 +65,7 @@ def test_scaled_latents_have_unit_variance_on_the_training_set(row):
             model.first.encoder.last.bias[:2] = torch.tensor([3.0, -1.0])
             model.first.encoder.last.weight[:2] *= torch.tensor([4.0, 0.5])[:, None, None, None]
         stored = model.cache(data)
-        w = model.normalized(torch.cat([drawn(stored.x) for _ in range(8)]))
+        w = model.normalized(torch.cat([draw_latents(stored.x) for _ in range(8)]))
         over = (0, 2, 3) if per_channel else (0, 1, 2, 3)
         words = "by channel" if per_channel else "all channels together"
         row(39, w.var(over), 1.0, 0.01, words=f"variance, {words}")

@@ -4,20 +4,16 @@ import math
 
 import pytest
 import torch
-from known import F64, points
+from answers import F64, generator
+from diffusions import moved
+from known import points
 from torch import nn
 
-import components.distributions.continuous
 from components.decoders import MLPDecoder, NormalHead
 from components.distributions import Normal, kl
 from components.encoders import MLPEncoder
 from hybrids.data import digits
 from hybrids.models import VAE, StandardNormal, rate
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 class Gaussian(nn.Module):
@@ -33,22 +29,31 @@ class Gaussian(nn.Module):
         return Normal(self.linear(x), self.log_std.exp().expand(len(x), self.linear.out_features))
 
 
-def exact(vae, x, latent, monkeypatch, loss="nll"):
+class AtNodes(nn.Module):
+    """An encoder's q(z|x), whose draws are at given nodes ε, over and over, instead of random ones."""
+
+    def __init__(self, encoder, epsilon):
+        super().__init__()
+        self.encoder, self.epsilon = encoder, epsilon
+
+    def forward(self, x, cond=None):
+        q = self.encoder(x, cond)
+        q.rsample = lambda generator=None: moved(q, self.epsilon.repeat(len(x) // len(self.epsilon), 1))
+        return q
+
+
+def exact(vae, x, latent, loss="nll"):
     """The loss of each x with its mean over ε taken exactly; needs log p(x|z) quadratic in z."""
     epsilon = points(latent)
-    monkeypatch.setattr(
-        components.distributions.continuous,
-        "randn_like",
-        lambda like, generator=None: epsilon.repeat(len(like) // len(epsilon), 1),
-    )
-    return getattr(vae, loss)(x.repeat_interleave(len(epsilon), 0)).per_example.view(len(x), -1).mean(1)
+    given = VAE(AtNodes(vae.encoder, epsilon), vae.decoder, vae.prior, vae.beta)
+    return getattr(given, loss)(x.repeat_interleave(len(epsilon), 0)).per_example.view(len(x), -1).mean(1)
 
 
 def marginal(weight, bias, variance):
     return torch.distributions.MultivariateNormal(bias, weight @ weight.T + variance * torch.eye(len(bias), dtype=F64))
 
 
-def test_the_elbo_and_the_kl_to_the_posterior_make_the_log_likelihood(row, monkeypatch):
+def test_the_elbo_and_the_kl_to_the_posterior_make_the_log_likelihood(row):
     """ELBO + KL(q ‖ p(z|x)) = log p(x), whatever q is. Kingma & Welling 2013, 1312.6114, eq. 1.
 
     On x|z ~ N(Wz + b, σ²): p(z|x) = N(M⁻¹Wᵀ(x - b), σ²M⁻¹), M = WᵀW + σ²I.
@@ -57,7 +62,7 @@ def test_the_elbo_and_the_kl_to_the_posterior_make_the_log_likelihood(row, monke
     encoder = Gaussian(0.4 * torch.randn(3, 5, dtype=F64), torch.randn(3, dtype=F64), 0.3 + torch.rand(3, dtype=F64))
     decoder = Gaussian(weight, bias, torch.full((5,), math.sqrt(variance), dtype=F64))
     x = torch.randn(7, 5, dtype=F64)
-    elbo = -exact(VAE(encoder, decoder, StandardNormal(3)), x, 3, monkeypatch)
+    elbo = -exact(VAE(encoder, decoder, StandardNormal(3)), x, 3)
     inverse = torch.linalg.inv(weight.T @ weight + variance * torch.eye(3, dtype=F64))
     posterior = torch.distributions.MultivariateNormal((x - bias) @ weight @ inverse, variance * inverse)
     q = encoder(x)
@@ -101,12 +106,12 @@ def summary(x):
     return mean + points(64) @ (vectors * values.sqrt()).T
 
 
-def test_the_linear_vae_at_its_optimum_has_the_log_likelihood(row, monkeypatch, pixels):
+def test_the_linear_vae_at_its_optimum_has_the_log_likelihood(row, pixels):
     """The linear VAE is probabilistic PCA: at the optimum its ELBO is log p(x). Tipping & Bishop 1999; Lucas 2019."""
     for q, variance, expected in ((10, 0.0227514, 17.45195), (20, 0.0112742, 27.27730)):
         vae, weight, mean, found = optimum(pixels, q)
         with torch.no_grad():
-            elbo = -exact(vae, pixels, q, monkeypatch)
+            elbo = -exact(vae, pixels, q)
         row(
             4,
             elbo - marginal(weight, mean, found).log_prob(pixels),
@@ -118,12 +123,12 @@ def test_the_linear_vae_at_its_optimum_has_the_log_likelihood(row, monkeypatch, 
         row(4, found, variance, relative=5e-6, words=f"{q} latents: σ²")
 
 
-def test_active_units_of_the_linear_vae(row, monkeypatch, pixels):
+def test_active_units_of_the_linear_vae(row, pixels):
     """Of fixed σ² it keeps as many latents as Σ has eigenvalues above βσ². Lucas 2019, 1911.02469; Rolinek 2019."""
     for variance, beta, active in ((0.02, 1.0, 30), (0.05, 1.0, 18), (0.02, 4.0, 14), (0.05, 4.0, 7)):
         vae, weight, _, _ = optimum(pixels, variance=variance, beta=beta)
         row(4, weight.shape[1], active, 0.0, words=f"active latents at σ² = {variance}, β = {beta:g}")
-        exact(vae, summary(pixels), active, monkeypatch, "loss").mean().backward()
+        exact(vae, summary(pixels), active, "loss").mean().backward()
         # σ is given here, not learned
         slopes = [p.grad.abs().max() for name, p in vae.named_parameters() if name != "decoder.log_std"]
         row(4, max(slopes), 0.0, 1e-8, words="the loss's largest gradient there")
@@ -159,14 +164,11 @@ def test_with_beta_1_and_no_free_bits_the_loss_is_the_negative_elbo(row):
     )
     for p in vae.parameters():
         nn.init.normal_(p, std=0.2)
-    torch.manual_seed(1)
-    q, _, p = vae(x)
+    q, _, p = vae(x, generator=generator())
     expected = -p.log_prob(x) + kl(q, Normal(torch.zeros(1, 3), 1.0))
     for settings in ({"beta": 1.0}, {"beta": 1.0, "free_bits": 0.0}):
-        same, found = VAE(vae.encoder, vae.decoder, vae.prior, **settings), []
-        for method in (same.loss, same.nll, same.bound):
-            torch.manual_seed(1)
-            found.append(method(x).per_example)
+        same = VAE(vae.encoder, vae.decoder, vae.prior, **settings)
+        found = [ask(x, generator=generator()).per_example for ask in (same.loss, same.nll, same.bound)]
         row(6, torch.stack(found) - expected, 0.0, 0.0, words=f"loss less -ELBO, {' and '.join(settings)} given")
     other = VAE(vae.encoder, vae.decoder, vae.prior, beta=4.0)
     row(6, other.loss(x)["rate"][0], 4.0, 0.0, words="weight of the rate at β = 4")
