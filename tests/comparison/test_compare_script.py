@@ -61,7 +61,7 @@ def wait_for(condition, process):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_stopped_and_killed_it_ends_with_the_same_table(tmp_path):
     """A straight comparison beside one that got SIGTERM in its run, SIGKILL in it, SIGKILL while it was measured."""
     words = [*WORDS, *FEW, "--recipes", "latent_diffusion", "--images", "12800"]
@@ -127,7 +127,7 @@ def test_what_fails_and_what_is_refused_is_told_and_the_rest_goes_on(tmp_path):
     assert compare(tmp_path, "--report-only")[0] == 0 and table(tmp_path) == before
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_flops_buy_as_many_steps_as_they_pay_for(tmp_path):
     code, _, errors = compare(tmp_path, *WORDS, *FEW, "--recipes", "vae", "--flops", "1e9")
     assert code == 0, errors
