@@ -11,7 +11,9 @@ from components.losses import edm, min_snr, p2, simple
 LAMBDA = torch.linspace(-20, 20, 81, dtype=F64)
 SNR = LAMBDA.exp()
 EVERY = pytest.mark.parametrize(
-    "weight", [simple, min_snr(), min_snr(0.3), p2(), p2(0.5, 2.0), edm(), edm(1.7)], ids=str
+    "weight",
+    [simple, min_snr(), min_snr(0.3), p2(), p2(0.5, 2.0), edm(), edm(1.7)],
+    ids=["simple", "min_snr", "min_snr-0.3", "p2", "p2-0.5", "edm", "edm-1.7"],
 )
 
 
