@@ -16,6 +16,7 @@ if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
     import torch._dynamo  # noqa: F401
 
 from .adaptive import adaptive
+from .batch import Batch, unpack
 from .critic import Critic
 from .ema import EMA
 from .experiment import load
@@ -31,7 +32,6 @@ from .models import (
     StandardNormal,
     rate,
 )
-from .player import Batch, unpack
 from .probe import probe
 from .terms import Terms
 

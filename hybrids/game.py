@@ -1,26 +1,25 @@
 """The game: one loop that trains one player or many."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch, check_batch, check_batches, to_device
 from .checks import (
     assert_equal_on_ranks,
-    check_batch,
-    check_batches,
     check_game,
     warn_of_equal_noise,
     warn_of_unmoved,
 )
-from .player import Batch, Player, warmup_cosine
+from .player import Player, warmup_cosine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Player", "assert_equal_on_ranks", "check_batch", "frozen", "train", "warmup_cosine"]
+__all__ = ["Player", "assert_equal_on_ranks", "frozen", "train", "warmup_cosine"]
 
 NORM_EVERY = 10
 """Turns between gradient norms that are only logged: one more pass over the gradients is 4% of a wide MLP's step."""
@@ -186,18 +185,3 @@ def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
         if empty:
             raise ValueError("batches ended and gave nothing when started over; expected an iterable, not an iterator")
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch, on the device; what of a mapping is no tensor stays as it is, but for tuples of tensors."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    raise TypeError(f"a batch must be a tensor, or a mapping with x and cond; got {type(batch).__name__}")
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):  # tokens and their mask
-        return tuple(_moved(part, device) for part in value)
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

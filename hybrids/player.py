@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .terms import Terms
 
-__all__ = ["Batch", "Player", "unpack", "warmup_cosine"]
+__all__ = ["Player", "warmup_cosine"]
 
-Batch = Tensor | Mapping[str, Tensor]
 ADAMW = partial(torch.optim.AdamW, lr=1e-4)
 
 
@@ -125,11 +125,6 @@ def _listed(player: str, argument: str, modules: Iterable[nn.Module]) -> nn.Modu
                 f"{type(module).__name__}"
             )
     return nn.ModuleList(listed)
-
-
-def unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """x and cond of a batch; None for cond where there is none."""
-    return (batch, None) if isinstance(batch, Tensor) else (batch["x"], batch.get("cond"))
 
 
 def warmup_cosine(warmup: int, steps: int, final: float = 0.0) -> Callable[[int], float]:

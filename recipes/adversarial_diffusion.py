@@ -13,9 +13,9 @@ from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, NoiseOfPair, ResidualDiscriminator
 from components.schedules import CosineSchedule, VariancePreservingSchedule
 from hybrids import AdversarialDiffusion, Critic, Player, experiment, warmup_cosine
+from hybrids.batch import Batch, unpack
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
-from hybrids.player import Batch, unpack
 
 SCHEDULES = {"cosine": CosineSchedule, "variance_preserving": VariancePreservingSchedule}
 

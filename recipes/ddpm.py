@@ -13,9 +13,9 @@ from components.losses import LogNormalTimes, LossAwareTimes, UniformLogSNRTimes
 from components.samplers import METHODS, Sampler
 from components.schedules import BetaSchedule, LogSNRLinearSchedule, Schedule
 from hybrids import Diffusion, Player, Terms, experiment, warmup_cosine
+from hybrids.batch import Batch, unpack
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
-from hybrids.player import Batch, unpack
 
 WEIGHTINGS = {"simple": "simple", "likelihood": "likelihood", "min_snr": min_snr(), "p2": p2()}
 TIMES = {

@@ -11,9 +11,9 @@ from components.conditions import drop
 from components.decoders import DeltaHead, MLPDecoder, ResidualDecoder
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
 from hybrids import GAN, Critic, Player, experiment, warmup_cosine
+from hybrids.batch import Batch, unpack
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
-from hybrids.player import Batch, unpack
 
 
 @dataclass

@@ -19,9 +19,9 @@ from components.discriminators import MLPDiscriminator, NoiseOfPair, ResidualDis
 from components.encoders import MLPEncoder, ResidualEncoder
 from components.schedules import CosineSchedule
 from hybrids import AdversarialDiffusion, Autoencoder, Critic, LatentModel, Player, Terms, experiment, warmup_cosine
+from hybrids.batch import Batch
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
-from hybrids.player import Batch
 
 
 @dataclass

@@ -11,9 +11,9 @@ from components.conditions import drop
 from components.decoders import BernoulliHead, CategoricalHead, LogisticHead, MLPDecoder, NormalHead, ResidualDecoder
 from components.encoders import MLPEncoder, ResidualEncoder
 from hybrids import VAE, Player, StandardNormal, Terms, experiment, warmup_cosine
+from hybrids.batch import Batch, unpack
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
-from hybrids.player import Batch, unpack
 
 
 @dataclass

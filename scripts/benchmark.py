@@ -205,7 +205,7 @@ def metrics() -> None:
 
     from hybrids.data import shapes
     from hybrids.evaluation import measure
-    from hybrids.evaluation.of_samples import OF_SAMPLES
+    from hybrids.evaluation.samples.bench import OF_SAMPLES
 
     known, drawn = shapes(32, 20_000, 1000), shapes(32, 10_000, 10, seed=1)
     assert drawn.x is not None

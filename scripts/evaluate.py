@@ -28,13 +28,13 @@ from hybrids import load
 from hybrids.data import Data
 from hybrids.evaluation import METRICS, Figure, Scorer, measure
 from hybrids.evaluation.chunks import Chunks
-from hybrids.evaluation.likelihoods import measured_times
+from hybrids.evaluation.likelihood import measured_times
 from hybrids.evaluation.metrics import LEAST_SAMPLES
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.ranks import agree, decide_on_main
-from hybrids.experiment.record import write_whole
-from hybrids.experiment.refusal import asked
 from hybrids.experiment.run_folder import lock
+from hybrids.files import write_whole
+from hybrids.refusal import asked
 
 
 def arguments() -> argparse.Namespace:

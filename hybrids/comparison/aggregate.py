@@ -7,11 +7,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.stability import of_run, spread
-from ..experiment.record import write_whole
-from .adjectives import adjectives
+from ..files import write_whole
 from .families import family, title
 from .runs import Run, timeline
+from .stability import of_run, spread
+from .verdicts import adjectives
 
 __all__ = ["aggregate"]
 

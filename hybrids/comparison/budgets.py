@@ -12,8 +12,8 @@ from ..data import Data
 from ..ema import EMA
 from ..experiment.feed import batches_of, read, seed_all
 from ..experiment.settings import Settings
-from ..experiment.stage import Stage
 from ..game import train
+from ..stage import Stage
 
 __all__ = ["KINDS", "Kind", "flops_of_stages", "lengths", "matched", "seconds_of_stages", "trained_parameters"]
 

@@ -17,9 +17,8 @@ from components.samplers import Sampler
 from ..data import Data, Mixture
 from ..evaluation.metrics import ROWS, draw
 from ..experiment import checkpoint_of, data_of, load
-from ..experiment.durable import write_tensors
 from ..experiment.manifest import steps_in
-from ..experiment.record import write_whole
+from ..files import write_tensors, write_whole
 from ..models import Diffusion
 from .aggregate import QUALITIES
 from .runs import Run, timeline
@@ -74,9 +73,9 @@ def figures_of(
 def pictures_of(model: Any, bench: Bench) -> dict[str, Tensor]:
     """Held-out images, what comes back of them by way of latents, and ways from one to another; of known models.
 
-    Where a model has no encoder, latents are found by optimization: `hybrids.evaluation.control.invert`.
+    Where a model has no encoder, latents are found by optimization: `hybrids.evaluation.latents.search.invert`.
     """
-    from ..evaluation import control
+    from ..evaluation.latents import control
 
     data = bench.data
     if data.held_out is None or not data.is_image:
@@ -211,9 +210,8 @@ def measure_run(run: Run, entry: dict[str, Any], asked: dict[str, Any], device: 
     if "figures" not in found or not run.samples.is_file():
         x = draw(model, asked["samples"], run.seed, device)
         run.samples.parent.mkdir(parents=True, exist_ok=True)
-        half = run.samples.with_name(f".{run.samples.name}.tmp")
-        write_tensors(half, {"samples": shown(x), **pictures_of(model, bench)})
-        half.replace(run.samples)
+        samples = {"samples": shown(x), **pictures_of(model, bench)}
+        write_whole(run.samples, lambda temporary: write_tensors(temporary, samples))
         if x.isfinite().all():
             figures, missing = figures_of(model, bench, x, asked["metrics"])
         else:

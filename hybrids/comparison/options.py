@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data import Data, load_data
 from ..experiment import Refusal, Settings, load_recipe, parse
-from ..experiment.refusal import asked
+from ..refusal import asked
 from .budgets import KINDS
 
 __all__ = ["OWNED", "Options", "check", "data_asked", "recipes_here", "settings_asked"]

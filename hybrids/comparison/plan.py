@@ -8,9 +8,9 @@ from typing import Any
 from ..data import Data
 from ..experiment import Refusal, load_recipe
 from ..experiment.fields import settings_of
-from ..experiment.record import write_whole
 from ..experiment.settings import Settings
-from ..experiment.stage import check_moved
+from ..files import write_whole
+from ..stage import check_moved
 from .budgets import lengths, matched, trained_parameters
 from .options import Options, settings_asked
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiment.loading import load_recipe
-from ..experiment.record import write_whole
+from ..files import write_whole
 from .processes import Job, reason
 
 __all__ = ["Run", "progress", "timeline"]

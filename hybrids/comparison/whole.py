@@ -14,9 +14,9 @@ import torch
 
 from ..data import Data
 from ..experiment import STOPPED, Refusal
-from ..experiment.record import write_whole
 from ..experiment.run_folder import lock
 from ..experiment.signals import Signals
+from ..files import write_whole
 from .aggregate import aggregate
 from .measuring import complete
 from .options import Options, check, data_asked
@@ -66,7 +66,7 @@ def compare(options: Options, command: str = "") -> int:
 
 
 def report_of(out: Path) -> dict[str, Any]:
-    """Write report.json and, where `hybrids.report` is there, the pages, of what lies in `out`. Raises Refusal."""
+    """Write report.json and the page of what lies in `out`. Raises Refusal."""
     plan = kept_plan(out)
     if plan is None:
         raise Refusal(f"--out {out}: holds no comparison (there is no plan.json); give the folder of one")
@@ -74,7 +74,7 @@ def report_of(out: Path) -> dict[str, Any]:
     machine = json.loads(path.read_text()) if path.is_file() else {}
     report = aggregate(out, plan, {k: v for k, v in machine.items() if k != "command"}, machine.get("command", ""))
     try:
-        from ..report import write_report
+        from .page import write_report
     except ImportError as error:
         print(f"{out / 'report.json'} stands alone: {error}", file=sys.stderr)
         return report

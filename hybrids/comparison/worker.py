@@ -11,7 +11,7 @@ import torch
 
 from ..data import load_data
 from ..experiment import load_recipe, refusing
-from ..experiment.record import write_whole
+from ..files import write_whole
 from .budgets import flops_of_stages, seconds_of_stages
 from .measuring import measure_real, measure_run
 from .plan import kept_plan, settings_of_plan

@@ -80,7 +80,7 @@ def _tensor(name: str, array: numpy.ndarray) -> Tensor:
 
 
 def _check(path: Path, x: Tensor, labels: Tensor | None) -> None:
-    from ..checks import check_batch
+    from ..batch import check_batch
 
     of = f"--data {path}: x must be images (N, C, H, W) or vectors (N, D)"
     if x.ndim not in (2, 4) or not x.numel():

@@ -95,7 +95,7 @@ class Data:
 
         x may be an array, too. Raises ValueError, naming the sample, for integers, NaN and images out of range.
         """
-        from ..game import check_batch
+        from ..batch import check_batch
 
         x = torch.as_tensor(x)
         check_batch(x)

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from ..data import Data, Mixture
+from ..modes import own_random_numbers
 from .importance import importance_weighted
-from .likelihoods import Scorer, likelihood
+from .likelihood import Scorer, likelihood
 from .metrics import METRICS, Figure, Metric, measure, measured_real, measured_samples
-from .samples import agreement, coverage, stacked_coverage
+from .samples.recognition import agreement, coverage, stacked_coverage
 
 __all__ = [
     "METRICS",
@@ -39,9 +40,7 @@ def evaluate(
     Of stacked digits ten times as many samples are drawn: with few of them KL is all floor. frechet, recall and
     high_frequency are those of `measure` with as many samples, in pixels but for digits.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with own_random_numbers(device, seed):
         held_out = None if data.held_out is None else data.decode(data.held_out[:2000]).to(device)
         found: dict[str, float] = {}
         if hasattr(model, "nll") and held_out is not None:

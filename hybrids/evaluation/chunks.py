@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..experiment.durable import flush, remove, write_json, write_tensors
+from ..files import flush, remove, write_json, write_tensors, write_whole
 
 __all__ = ["Chunks"]
 
@@ -63,7 +63,5 @@ class Chunks:
         return self.folder / f"chunk-{number:06d}.safetensors"
 
     def _whole(self, path: Path, write: Any) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        write(temporary)
-        temporary.replace(path)
+        write_whole(path, write)
         flush(self.folder)

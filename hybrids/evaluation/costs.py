@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..batch import Batch
 from ..critic import Critic
 from ..game import frozen
 from ..models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
 from ..models.hierarchical import DiffusionLadder
-from ..player import Batch
+from ..modes import device_of, own_random_numbers
 
 if TYPE_CHECKING:
     from ..data import Data
-    from ..experiment import Stage
+    from ..stage import Stage
 
 __all__ = [
     "batch_of",
@@ -214,7 +215,7 @@ def untouched(module: nn.Module) -> Iterator[torch.device]:
 
     So are torch's random numbers, of the CPU and of its device, which is yielded. Parameters are not looked after.
     """
-    device = place_of(module)
+    device = device_of(module)
     plain = [
         (vars(m), {k: v for k, v in vars(m).items() if isinstance(v, bool | int | float)}) for m in module.modules()
     ]
@@ -222,7 +223,7 @@ def untouched(module: nn.Module) -> Iterator[torch.device]:
     gradients = [(p, p.grad) for p in module.parameters()]
     for p, _ in gradients:
         p.grad = None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_random_numbers(device):
         try:
             yield device
         finally:
@@ -244,13 +245,6 @@ def _sampling(model: Any, n: int) -> Iterator[torch.device]:
     with untouched(model) as device, torch.no_grad():
         model.eval()
         yield device
-
-
-def place_of(module: nn.Module) -> torch.device:
-    """The device of a module: of its first parameter, or else buffer; the CPU if it has none."""
-    return next(
-        (tensor.device for some in (module.parameters(), module.buffers()) for tensor in some), torch.device("cpu")
-    )
 
 
 def _wait(device: torch.device) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from .features import features_for
+from ..modes import evaluating, own_random_numbers
 from .figures import Figure, Unavailable
-from .of_models import OF_MODELS, Subject
-from .of_samples import OF_SAMPLES, Bench
-from .reference import LEAST_SAMPLES, training_examples
+from .model_metrics import OF_MODELS, Subject
+from .samples.bench import OF_SAMPLES, Bench
+from .samples.features import features_for
+from .samples.reference import LEAST_SAMPLES, training_examples
 
 __all__ = ["LEAST_SAMPLES", "METRICS", "Figure", "Metric", "draw", "measure", "measured_real", "measured_samples"]
 
@@ -127,7 +128,7 @@ def measure(
     """
     names = _names(metrics)
     seen = once(lambda: features_for(data, features, cache))
-    with _apart(device), _measuring(model):
+    with own_random_numbers(device), evaluating(model):
         bench: list[Bench] = []
 
         def on_bench() -> Bench:
@@ -180,7 +181,7 @@ def measured_samples(
     Raises ValueError for an unknown name, and for samples that are not finite, or of another shape.
     """
     seen = once(lambda: features_for(data, features, cache))
-    with _apart(device):
+    with own_random_numbers(device):
         bench = Bench(x, data, seen, device)
         return _measured(_names(metrics), False, seed, lambda: bench, None)
 
@@ -193,8 +194,7 @@ def draw(model: Any, n: int, seed: int, device: torch.device, **how: Any) -> Ten
     """
     generator = torch.Generator(device).manual_seed(seed)
     sizes = [min(ROWS, n - start) for start in range(0, n, ROWS)]
-    with _apart(device):
-        torch.manual_seed(seed)  # what a model draws without asking
+    with own_random_numbers(device, seed):  # the seed of what a model draws without asking
         return torch.cat([model.sample(size, generator=generator, **how).float().cpu() for size in sizes])
 
 
@@ -225,22 +225,3 @@ def _names(metrics: Collection[str] | None) -> list[str]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"metric {name!r} is not known{hint} Expected some of {', '.join(METRICS)}")
     return [name for name in METRICS if name in metrics]
-
-
-def _apart(device: torch.device) -> Any:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-class _measuring:
-    """A model in eval mode, and afterwards each of its modules as it was."""
-
-    def __init__(self, model: Any) -> None:
-        self.modes = [(m, m.training) for m in model.modules()] if isinstance(model, torch.nn.Module) else []
-
-    def __enter__(self) -> None:
-        for module, _ in self.modes:
-            module.training = False
-
-    def __exit__(self, *error: object) -> None:
-        for module, training in self.modes:
-            module.training = training

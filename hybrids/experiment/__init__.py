@@ -1,10 +1,10 @@
 """A whole run: settings, run folder, logs, samples, moving average, checkpoints, resume."""
 
+from ..refusal import Refusal, refusing
+from ..stage import Stage
 from .loading import checkpoint_of, data_of, load, load_recipe
-from .refusal import Refusal, refusing
 from .run import STOPPED, experiment, main
 from .settings import Settings, parse, setting, to_yaml
-from .stage import Stage
 
 __all__ = [
     "STOPPED",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .durable import flush, refuse_lossy, remove, write_json, write_tensors, write_text
+from ..files import flush, refuse_lossy, remove, write_json, write_tensors, write_text
+from ..refusal import Refusal
 from .manifest import (
     CheckpointError,
     OtherFormat,
@@ -29,7 +30,6 @@ from .manifest import (
     verify,
 )
 from .ranks import agree
-from .refusal import Refusal
 from .run_folder import claim, lock
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from ..batch import Batch
 from ..data import Batches, Data
 from ..data.streaming import WorkerDied
-from ..player import Batch
-from .refusal import Refusal
+from ..refusal import Refusal
+from ..stage import Stage
 from .settings import Settings
-from .stage import Stage
 from .state import random_numbers, restore_random_numbers
 
 __all__ = ["batches_of", "read", "seed_all"]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ..data import Data, load_data
+from ..refusal import Refusal, asked
 from . import checkpoint as disk
 from .fields import settings_of
-from .refusal import Refusal, asked
 from .settings import Settings
 from .state import load_weights
 

@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data
+from ..files import write_whole
+from ..modes import evaluating
+from ..pictures import COLUMNS, labels_shown, save_picture
+from ..refusal import Refusal
+from ..stage import Stage
 from .logs import Gathered, Logs, NotFinite
-from .pictures import COLUMNS, labels_shown, save_picture
-from .refusal import Refusal
 from .settings import Settings, to_yaml
-from .stage import Stage
 
-__all__ = ["Record", "write_whole"]
+__all__ = ["Record"]
 
 
 class Record:
@@ -100,7 +101,7 @@ class Record:
         """A grid from fixed noise, a column a class; and reconstructions of held-out images, where a model has them."""
         if not self.main:
             return
-        with in_eval(model):
+        with evaluating(model), torch.no_grad():
             generator = torch.Generator(self.accelerator.device).manual_seed(self.settings.seed)
             if conditional:
                 cond = labels_shown(self.data.classes).to(self.accelerator.device)
@@ -123,7 +124,7 @@ class Record:
             return
         from ..evaluation import evaluate
 
-        with in_eval(model):
+        with evaluating(model), torch.no_grad():
             self.evaluation = evaluate(
                 model, self.data, self.accelerator.device, self.settings.seed, conditional=conditional
             )
@@ -165,22 +166,3 @@ class Record:
         """Flush the logs."""
         if self.main:
             self.logs.close()
-
-
-@contextmanager
-def in_eval(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, no gradients; afterwards in the mode it had."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -16,16 +16,16 @@ import torch
 from ..data import Data, load_data
 from ..ema import EMA
 from ..game import assert_equal_on_ranks, train
+from ..refusal import Refusal, asked, first_asked, refusing
+from ..stage import Stage, check_finite, check_moved, checked
 from . import checkpoint as disk
 from .feed import batches_of, read, seed_all
 from .logs import Gathered
 from .ranks import decide_on_main
 from .record import Record
-from .refusal import Refusal, asked, first_asked, refusing
 from .run_folder import claim, lock
 from .settings import Settings, parse, to_yaml
 from .signals import Signals
-from .stage import Stage, check_finite, check_moved, checked
 from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
 
 __all__ = ["STOPPED", "experiment", "main"]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .durable import remove
+from ..files import remove
+from ..refusal import Refusal, is_main
 from .manifest import newest, steps_in, verify
-from .refusal import Refusal, is_main
 
 __all__ = ["claim", "lock"]
 

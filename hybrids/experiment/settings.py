@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from ..refusal import Refusal, is_main, refusing
 from .fields import setting, settings_of
-from .refusal import Refusal, is_main, refusing
 from .sources import help_text, read_arguments, read_file
 
 __all__ = ["Refusal", "Settings", "parse", "refusing", "setting", "to_yaml"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..game import Player
+from ..refusal import Refusal
 from .checkpoint import compare
-from .refusal import Refusal
 
 __all__ = ["load_optimizers", "load_weights", "optimizers", "random_numbers", "restore_random_numbers", "weights"]
 

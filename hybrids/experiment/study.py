@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..data import Data, Mixture
 from ..evaluation import coverage, stacked_coverage
+from ..pictures import picture
 from .loading import load_recipe
-from .pictures import picture
 from .run import experiment
 from .settings import parse
 

@@ -9,6 +9,7 @@ from components.denoisers import Denoiser
 from components.precision import widest
 
 from ..critic import Critic, check_critic
+from ..modes import evaluating
 from ..terms import Terms
 from .parts import implicit
 
@@ -76,8 +77,11 @@ class AdversarialDiffusion(nn.Module):
         """Refuse networks that do not fit, before anything is trained."""
         place = next(self.parameters(), torch.zeros(()))
         x_t, t = place.new_zeros(2, *self.shape), widest(place.new_ones(2))
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
+        with evaluating(self):
+            self._call(x_t, t)
+
+    def _call(self, x_t: Tensor, t: Tensor) -> None:
+        """Call both networks as training does (raises ValueError, naming the one that does not fit)."""
         try:
             use = f"denoiser is called for x of {self.shape} by G(x_t, t{'' if self.latent is None else ', z'})"
             self.denoiser(x_t, t, **self._latent(x_t))
@@ -86,9 +90,6 @@ class AdversarialDiffusion(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             part = self.denoiser.backbone if use.startswith("denoiser") else self.critic.discriminator
             raise ValueError(f"{use}; its {type(part).__name__} does not fit: {error}") from error
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _latent(self, x_t: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return z ~ N(0, I) for each x_t, by name, or nothing."""

@@ -10,8 +10,9 @@ from components.distributions import Delta, Distribution, Normal
 from components.ranks import shared
 from components.samplers import Sampler
 
+from ..batch import Batch, unpack
 from ..data.source import Data
-from ..player import Batch, unpack
+from ..modes import device_of, evaluating, own_random_numbers
 from ..terms import Terms
 from .cache import draw_latents, latents, mean_and_std
 from .parts import drawn_by, picture
@@ -238,12 +239,9 @@ def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> 
         drawn_by_second = second.sample(2).shape[1:]  # type: ignore[operator]
     if tuple(drawn_by_second) != latent:
         raise ValueError(f"{names} does not make: its samples are {tuple(drawn_by_second)}")
-    training = second.training
-    place = next((p.device for p in second.parameters()), torch.device("cpu"))
+    place = device_of(second)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-            second.eval().loss(torch.zeros(2, *latent, device=place))  # type: ignore[operator]
+        with torch.no_grad(), evaluating(second), own_random_numbers(place):
+            second.loss(torch.zeros(2, *latent, device=place))  # type: ignore[operator]
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{names} does not take: {error}") from error
-    finally:
-        second.train(training)

@@ -32,7 +32,7 @@ from hybrids.comparison.measuring import (
 from hybrids.comparison.runs import Run
 from hybrids.data import Data, Mixture, load_data
 from hybrids.evaluation.metrics import draw
-from hybrids.evaluation.of_samples import plug_in_kl
+from hybrids.evaluation.samples.bench import plug_in_kl
 
 CPU = torch.device("cpu")
 STD = 0.5

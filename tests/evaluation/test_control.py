@@ -24,7 +24,7 @@ from hybrids import (
     StandardNormal,
 )
 from hybrids.data import Data
-from hybrids.evaluation.control import (
+from hybrids.evaluation.latents.control import (
     active_units,
     decode,
     encode,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hybrids.evaluation.distances import (
+from hybrids.evaluation.samples.distances import (
     fid_proper,
     frechet,
     gaussian_frechet,

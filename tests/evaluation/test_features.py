@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hybrids.data import Data, digits, load_data, shapes, stacked_digits
-from hybrids.evaluation import features as module
-from hybrids.evaluation.features import Classifier, Pixels, features_for, fingerprint, timm_features
-from hybrids.evaluation.samples import _classifier
+from hybrids.evaluation.samples import features as module
+from hybrids.evaluation.samples.features import Classifier, Pixels, features_for, fingerprint, timm_features
+from hybrids.evaluation.samples.recognition import _classifier
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from answers import Draws
 from torch import nn
 
 from hybrids.data import Data, Mixture, digits, load_data
-from hybrids.evaluation.distances import kernel
-from hybrids.evaluation.features import Pixels
 from hybrids.evaluation.figures import about, mean_of, resampled
 from hybrids.evaluation.metrics import METRICS, measure, measured_real, measured_samples
-from hybrids.evaluation.of_samples import plug_in_kl
-from hybrids.evaluation.reference import reference
+from hybrids.evaluation.samples.bench import plug_in_kl
+from hybrids.evaluation.samples.distances import kernel
+from hybrids.evaluation.samples.features import Pixels
+from hybrids.evaluation.samples.reference import reference
 
 CPU = torch.device("cpu")
 OF_POINTS = ["frechet", "sliced_wasserstein", "wasserstein", "high_quality", "log_density", "precision", "recall",

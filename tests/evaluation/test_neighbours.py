@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybrids.data import gaussians_25
-from hybrids.evaluation.neighbours import Neighbours, nearest, neighbours, radii
+from hybrids.evaluation.samples.neighbours import Neighbours, nearest, neighbours, radii
 
 
 def normal(*shape, seed=0):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hybrids.evaluation.sharpness import high_frequency, laplacian, power_spectrum, radius
+from hybrids.evaluation.samples.sharpness import high_frequency, laplacian, power_spectrum, radius
 
 
 def noise(n, channels=1, height=16, width=16, seed=0):

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hybrids.evaluation.stability import collapsed, of_run, spikes, spread
+from hybrids.comparison.stability import collapsed, of_run, spikes, spread
 
 
 def write(run, losses, norms=None, ended=True, more=()):

@@ -26,7 +26,7 @@ from hybrids.experiment.checkpoint import (
 )
 from hybrids.experiment.manifest import FORMAT, _render, _seal
 from hybrids.experiment.ranks import agree, decide_on_main
-from hybrids.experiment.refusal import Refusal
+from hybrids.refusal import Refusal
 
 FILES = ["model.safetensors", "model.json", "game.json", "rank-0.safetensors", "rank-0.json", "manifest.json"]
 
@@ -518,7 +518,7 @@ def test_the_failure_of_one_rank_is_every_rank_s(tmp_path):
         assert got.rank_state == {"rank": rank} and got.world_size == 2
         accelerator.wait_for_everyone()
         from hybrids.experiment.ranks import decide_on_main
-        from hybrids.experiment.refusal import Refusal
+        from hybrids.refusal import Refusal
         assert decide_on_main(accelerator, lambda: newest(root)) == root / "step-1"
         assert decide_on_main(accelerator, lambda: None) is None
         try:

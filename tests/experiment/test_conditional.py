@@ -14,7 +14,7 @@ import hybrids
 from hybrids import Diffusion, experiment
 from hybrids.data import load_data
 from hybrids.experiment import load_recipe
-from hybrids.experiment.pictures import labels_shown
+from hybrids.pictures import labels_shown
 
 REPOSITORY = Path(__file__).parents[2]
 

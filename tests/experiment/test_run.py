@@ -21,7 +21,7 @@ from torch import nn
 import hybrids
 from hybrids import Player, Terms, experiment
 from hybrids.experiment import Stage, load_recipe
-from hybrids.experiment.pictures import save_picture
+from hybrids.pictures import save_picture
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from small import linear
 from torch import nn
 
 from hybrids import Player, Terms, train, unpack
+from hybrids.batch import check_batch, to_device
 from hybrids.data import Data
-from hybrids.game import check_batch, to_device
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 

@@ -22,8 +22,8 @@ from components.schedules import BetaSchedule, CosineSchedule, LearnedSchedule, 
 from hybrids import EMA, GAN, VAE, Critic, Diffusion, Player, StandardNormal, Terms, experiment, rate, train
 from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe
-from hybrids.experiment.refusal import Refusal
 from hybrids.experiment.state import load_optimizers, load_weights, optimizers, weights
+from hybrids.refusal import Refusal
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = [path for folder in ("components", "hybrids", "recipes", "scripts")

@@ -8,8 +8,8 @@ from answers import generator
 
 from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe, parse
-from hybrids.experiment.refusal import Refusal
 from hybrids.experiment.state import load_weights, weights
+from hybrids.refusal import Refusal
 
 POINTS = Data("25-gaussians", (2,))
 DIGITS = Data("digits", (1, 8, 8), 10, 17)

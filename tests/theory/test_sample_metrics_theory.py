@@ -5,8 +5,8 @@ import torch
 from answers import F64
 from scipy.linalg import sqrtm
 
-from hybrids.evaluation.distances import frechet, gaussian_frechet, kernel
-from hybrids.evaluation.neighbours import neighbours
+from hybrids.evaluation.samples.distances import frechet, gaussian_frechet, kernel
+from hybrids.evaluation.samples.neighbours import neighbours
 
 
 def spread(d):

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import write_whole
+
 __all__ = ["COLUMNS", "labels_shown", "picture", "save_picture"]
 
 COLUMNS = 16
@@ -29,10 +31,7 @@ def save_picture(x: Tensor, path: Path, limit: float = 2.5, columns: int | None 
     from torchvision.utils import save_image
 
     drawn = picture(x, limit, columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_image(drawn, temporary, format="png")
-    temporary.replace(path)
+    write_whole(path, lambda temporary: save_image(drawn, temporary, format="png"))
     return drawn
 
 

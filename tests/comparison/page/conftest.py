@@ -228,7 +228,7 @@ def made_up():
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
     """(report, folder) of six recipes and three seeds, written once."""
-    from hybrids.report import write_report
+    from hybrids.comparison.page import write_report
 
     out = tmp_path_factory.mktemp("report")
     report = report_of(out)

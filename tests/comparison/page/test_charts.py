@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hybrids.report import charts as module
-from hybrids.report.columns import columns, headlines
+from hybrids.comparison.page import charts as module
+from hybrids.comparison.page.columns import columns, headlines
 
 
 @pytest.fixture

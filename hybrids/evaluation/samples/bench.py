@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..data import Data, Mixture
+from ...data import Data, Mixture
+from ..figures import Figure, Unavailable, about, mean_of, resampled
 from .distances import fid_proper, frechet, kernel, kid_proper, sliced_wasserstein, wasserstein
 from .features import Features
-from .figures import Figure, Unavailable, about, mean_of, resampled
 from .neighbours import nearest
+from .recognition import agreement, coverage, stacked_coverage
 from .reference import LEAST_SAMPLES, MOST_NEAREST, Reference, reference
-from .samples import agreement, coverage, stacked_coverage
 
 __all__ = ["OF_SAMPLES", "Bench", "plug_in_kl"]
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from hybrids.report.columns import Cell, Column, columns, common_floor, headlines, leader
-from hybrids.report.panels import even
+from hybrids.comparison.page.columns import Cell, Column, columns, common_floor, headlines, leader
+from hybrids.comparison.page.panels import even
 
 
 def column(better, *cells, real=None):

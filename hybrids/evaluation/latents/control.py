@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
-from ..models.hierarchical import DiffusionLadder
-from .latents import decode, encode, invert
+from ...models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
+from ...models.hierarchical import DiffusionLadder
+from .search import decode, encode, invert
 
 __all__ = [
     "active_units",

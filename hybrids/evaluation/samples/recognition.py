@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Mixture
+from ...data import Mixture
 
 __all__ = ["agreement", "coverage", "stacked_coverage"]
 
@@ -34,7 +34,7 @@ def _classifier(resolution: int) -> Any:
     """A small network that reads single digits, and its accuracy on held-out ones."""
     from sklearn.neural_network import MLPClassifier
 
-    from ..data import digits
+    from ...data import digits
 
     data = digits(resolution)
     assert data.x is not None and data.held_out is not None and data.held_out_labels is not None

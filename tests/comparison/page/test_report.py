@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hybrids.report import write_report
-from hybrids.report.markup import Html, element
+from hybrids.comparison.page import write_report
+from hybrids.comparison.page.markup import Html, element
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +178,7 @@ def test_bold_is_only_what_is_apart_from_all_others(written):
     report, out = written
     bold = set(re.findall(r'<td class="best"><strong>([^<]*)</strong>', (out / "report.html").read_text()))
     expected = set()
-    from hybrids.report.rounding import shown
+    from hybrids.comparison.page.rounding import shown
 
     for metric in report["metrics"]:
         sign = {"lower": 1, "higher": -1}.get(metric["better"])

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from components.encoders import TimmEncoder
 
-from ..data import Data
+from ...data import Data
+from ...files import write_whole
+from ...modes import own_random_numbers
 
 __all__ = ["Classifier", "Features", "Pixels", "TimmSpace", "features_for", "fingerprint", "timm_features"]
 
@@ -74,8 +76,7 @@ class Classifier:
         key = f"digits-{data.shape[-1]}" if self.digits else fingerprint(data)
         path = None if cache is None else Path(cache) / f"classifier-{key}.safetensors"
         if key not in _TRAINED:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with own_random_numbers(seed=0):
                 _TRAINED[key] = _load(path, self._network(data)) or self._trained(data)
         self.network, self.accuracy = _TRAINED[key]
         if path is not None and not path.is_file():
@@ -145,7 +146,7 @@ class _AtMost(nn.Module):
 
 def _of_digits(resolution: int, network: nn.Sequential) -> tuple[nn.Sequential, float]:
     """The perceptron that reads digits for `agreement`, its weights in one of torch."""
-    from .samples import _classifier
+    from .recognition import _classifier
 
     fitted, accuracy = _classifier(resolution)
     linear: list[nn.Linear] = [layer for layer in network if isinstance(layer, nn.Linear)]
@@ -200,11 +201,8 @@ def _load(path: Path | None, network: nn.Sequential) -> tuple[nn.Sequential, flo
 def _save(path: Path, network: nn.Sequential, accuracy: float) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all, whoever else writes the same.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({**network.state_dict(), "accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)
-    temporary.replace(path)
+    kept = {**network.state_dict(), "accuracy": torch.tensor(accuracy, dtype=torch.float64)}
+    write_whole(path, lambda temporary: save_file(kept, temporary))
 
 
 def fingerprint(data: Data, examples: int = 4096) -> str:

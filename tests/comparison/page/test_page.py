@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hybrids.report.columns import Cell, Column
-from hybrids.report.comma import comma_separated
-from hybrids.report.page import _budget, _how, _runs, _warning
-from hybrids.report.panels import _cloud, _steps, panels
-from hybrids.report.tables import adjectives, definitions, figures_of
+from hybrids.comparison.page.columns import Cell, Column
+from hybrids.comparison.page.comma import comma_separated
+from hybrids.comparison.page.page import _budget, _how, _runs, _warning
+from hybrids.comparison.page.panels import _cloud, _steps, panels
+from hybrids.comparison.page.tables import adjectives, definitions, figures_of
 
 
 def plain(markup):

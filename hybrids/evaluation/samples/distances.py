@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.optional import needed
+from ...data.optional import needed
 
 __all__ = ["fid_proper", "frechet", "gaussian_frechet", "kernel", "kid_proper", "sliced_wasserstein", "wasserstein"]
 

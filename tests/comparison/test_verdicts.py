@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from hybrids.comparison.adjectives import USUAL, adjectives
 from hybrids.comparison.families import DEFAULT, family, title
+from hybrids.comparison.verdicts import USUAL, adjectives
 
 
 def recipe(name, state="finished", **means):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["flush", "refuse_lossy", "remove", "write_json", "write_tensors", "write_text"]
+__all__ = ["flush", "refuse_lossy", "remove", "write_json", "write_tensors", "write_text", "write_whole"]
 
 
 def flush(path: Path) -> None:
@@ -29,6 +29,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: under a name of this process's own, which then takes the file's place.
+
+    Arguments: path, in a folder that is made if need be; content: text (UTF-8), bytes, or a function that writes a
+    file at the path that it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if callable(content):
+        content(temporary)
+    else:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Data
+from ...data import Data
+from ..figures import Unavailable
 from .features import Features, Pixels, fingerprint
-from .figures import Unavailable
 from .neighbours import Neighbours, nearest
 
 __all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "reference", "training_examples"]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...files import write_whole
+
 __all__ = ["KINDS", "write_report"]
 
 KINDS = ("samples.png", "reconstructions.png", "interpolations.png", "axes.png", "sampling.png", "training.png",
@@ -34,14 +36,7 @@ def write_report(report: Mapping, out: Path) -> Path:
     for name in KINDS:
         (figures / name).unlink(missing_ok=True)
     for picture in (*sheets(made), *drawn):
-        _replace(figures / picture.name, picture.png)
-    _replace(out / "table.csv", comma_separated(report).encode())
-    _replace(out / "report.html", page(report, found, drawn, made).encode())
+        write_whole(figures / picture.name, picture.png)
+    write_whole(out / "table.csv", comma_separated(report).encode())
+    write_whole(out / "report.html", page(report, found, drawn, made).encode())
     return out / "report.html"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

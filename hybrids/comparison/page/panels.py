@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..experiment.pictures import picture
+from ...pictures import picture
 from .drawing import INK, Picture, figure, literal, png
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data import Batches, Data
-from ..game import Player
+from .data import Batches, Data
+from .game import Player
 from .refusal import Refusal
 
 __all__ = ["Stage", "check_finite", "check_moved", "checked", "unmoved"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from .features import Features
 from .figures import Figure, Unavailable, mean_of
-from .reference import training_examples
+from .samples.features import Features
+from .samples.reference import training_examples
 
 __all__ = ["OF_MODELS", "Subject"]
 
@@ -44,7 +44,7 @@ class Subject:
     def encoded(self) -> tuple[Tensor, Tensor]:
         """Held-out examples and their latents: of the encoder, the inverted chain, or a search."""
         from ..models import Diffusion
-        from . import control
+        from .latents import control
 
         searched = self.searched
         x = self.held_out(SEARCHED if searched or isinstance(self.model, Diffusion) else EXAMPLES)
@@ -53,7 +53,7 @@ class Subject:
     @property
     def searched(self) -> bool:
         """Whether latents have to be searched for. Raises Unavailable for a model whose latents are not known."""
-        from .control import encode
+        from .latents.control import encode
 
         try:
             return encode(self.model, self.held_out(2)) is None
@@ -64,7 +64,7 @@ class Subject:
     def probed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of training examples, their latents, and those of the first held-out ones."""
         from ..models import AdversarialDiffusion, Diffusion
-        from . import control
+        from .latents import control
 
         if isinstance(self.model, AdversarialDiffusion):
             raise Unavailable("all the noise of an AdversarialDiffusion's chain is more numbers than an example has")
@@ -81,7 +81,7 @@ class Subject:
 
     @cached_property
     def likelihood(self) -> dict[str, Any]:
-        from .likelihoods import likelihood
+        from .likelihood import likelihood
 
         try:
             return likelihood(self.model, self.held_out(SCORED))
@@ -90,7 +90,7 @@ class Subject:
 
 
 def _reconstruction(subject: Subject) -> Figure:
-    from . import control
+    from .latents import control
 
     x, z = subject.encoded
     with torch.no_grad():
@@ -101,7 +101,7 @@ def _reconstruction(subject: Subject) -> Figure:
 
 
 def _probe(subject: Subject) -> Figure:
-    from .control import probe
+    from .latents.control import probe
 
     data = subject.data
     if data.labels is None or data.held_out_labels is None:
@@ -118,7 +118,7 @@ def _probe(subject: Subject) -> Figure:
 
 
 def _probe_factors(subject: Subject) -> Figure:
-    from .control import probe
+    from .latents.control import probe
 
     data = subject.data
     if data.factors is None or data.held_out_factors is None:
@@ -131,7 +131,7 @@ def _probe_factors(subject: Subject) -> Figure:
 
 
 def _smoothness(subject: Subject) -> Figure:
-    from . import control
+    from .latents import control
 
     _, z = subject.encoded
     half = min(PATHS, len(z) // 2)
@@ -144,7 +144,7 @@ def _smoothness(subject: Subject) -> Figure:
 
 
 def _active_units(subject: Subject) -> Figure:
-    from .control import active_units
+    from .latents.control import active_units
 
     found = active_units(subject.model, subject.held_out(SCORED))
     if found is None:

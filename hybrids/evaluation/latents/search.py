@@ -1,8 +1,7 @@
 """Latents of x under any model, and what latents look like: encoders, DDIM backwards, or a search."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from components.samplers import Sampler, time_grid
 from components.samplers import invert as inverted_chain
 
-from ..models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
-from ..models.parts import picture
-from .costs import untouched
+from ...models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
+from ...models.parts import picture
+from ...modes import evaluating
+from ..costs import untouched
 
 __all__ = ["decode", "encode", "invert"]
 
@@ -34,7 +34,7 @@ def encode(model: nn.Module, x: Tensor, steps: int | None = None, iterations: in
     """
     if isinstance(model, GAN | AdversarialDiffusion):
         return None
-    with _in_eval(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         return torch.cat([_encode(model, some, steps, iterations).flatten(1) for some in x.split(ROWS)])
 
 
@@ -62,7 +62,7 @@ def decode(model: nn.Module, z: Tensor, steps: int | None = None) -> Tensor:
     last step, the noise of its x_s, each ~ N(0, I). Differentiable in z for these two.
     Raises TypeError for another model, ValueError for another d than the model's.
     """
-    with _in_eval(model):
+    with evaluating(model):
         return torch.cat([_decode(model, some, steps) for some in z.split(ROWS)])
 
 
@@ -200,17 +200,6 @@ def _shaped(z: Tensor, shape: tuple[int, ...]) -> Tensor:
     if z.ndim != 2 or z.shape[1] != math.prod(shape):
         raise ValueError(f"z must be (B, {math.prod(shape)}), latents {tuple(shape)} flat; got shape {tuple(z.shape)}")
     return z.unflatten(1, shape)
-
-
-@contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _unknown(model: nn.Module) -> TypeError:

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from hybrids.report.rounding import integer, interval, places, shown
+from hybrids.comparison.page.rounding import integer, interval, places, shown
 
 
 def read(text: str) -> float:

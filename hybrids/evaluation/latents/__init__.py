@@ -1,0 +1,1 @@
+"""What a model's latents are worth: reconstructions, linear probes, paths between them."""

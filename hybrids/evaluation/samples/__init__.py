@@ -1,0 +1,1 @@
+"""What samples are worth beside real examples: distances, neighbours, sharpness, and what a classifier sees."""
