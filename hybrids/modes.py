@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["device_of", "evaluating", "own_random_numbers"]
+__all__ = ["device_of", "evaluating", "own_random_numbers", "untouched"]
 
 
 @contextmanager
@@ -44,3 +44,30 @@ def device_of(module: Any) -> torch.device:
     if not isinstance(module, nn.Module):
         return torch.device("cpu")
     return next((t.device for some in (module.parameters(), module.buffers()) for t in some), torch.device("cpu"))
+
+
+@contextmanager
+def untouched(module: Any) -> Iterator[torch.device]:
+    """Leave a module as it was: afterwards its gradients, buffers, modes and plain settings are those it had.
+
+    So are torch's random numbers, of the CPU and of its device, which is yielded. Parameters are not looked after.
+    """
+    device = device_of(module)
+    modules = list(module.modules()) if isinstance(module, nn.Module) else []
+    plain = [(vars(m), {k: v for k, v in vars(m).items() if isinstance(v, bool | int | float)}) for m in modules]
+    buffers = [(m._buffers, k, b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None]
+    gradients = [(p, p.grad) for m in modules for p in m.parameters(recurse=False)]
+    for p, _ in gradients:
+        p.grad = None
+    with own_random_numbers(device):
+        try:
+            yield device
+        finally:
+            for settings, values in plain:
+                settings.update(values)
+            with torch.no_grad():
+                for held, name, buffer, before in buffers:
+                    held[name] = buffer
+                    buffer.copy_(before)
+            for p, gradient in gradients:
+                p.grad = gradient

@@ -2,6 +2,7 @@
 
     python scripts/compare.py --data digits --images 64000 --seeds 3 --out runs/comparison
     python scripts/compare.py --recipes vae gan ddpm --data shapes --seconds 600 --jobs 2 --out runs/shapes
+    python scripts/compare.py --recipes vae ./mine.py --images 64000 --metrics all ./mine.py:metric --out runs/mine
 
 Each run is a process of its own, in OUT/runs/RECIPE/seed-K. Stopped or killed, the same command goes on: what is
 finished is neither trained nor measured again. Recipes and seeds may be added to what is there.
@@ -9,13 +10,16 @@ finished is neither trained nor measured again. Recipes and seeds may be added t
 
 import argparse
 import shlex
+import string
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hybrids.comparison import DEFAULT, Options, compare, report_of
+from hybrids.comparison.plan import BUDGETS, errors_of
+from hybrids.comparison.study import table
 from hybrids.experiment import Refusal, refusing
-from hybrids.experiment.study import table
 
 AXES = ("quality", "coverage", "sharpness", "control", "likelihood", "speed", "stability")
 SHOWN = (
@@ -35,8 +39,12 @@ SHOWN = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Recipes beside each other, on equal terms.", allow_abbrev=False)
     add = parser.add_argument
-    add("--recipes", nargs="+", default=list(DEFAULT), help="which (%(default)s)")
-    add("--data", default="digits", help="as of a recipe: a data set by name, hub:OWNER/NAME, or a folder (digits)")
+    add("--recipes", nargs="+", default=list(DEFAULT), help="which, by name, or one's own by its file (%(default)s)")
+    add(
+        "--data",
+        default="digits",
+        help="as of a recipe: a data set by name, hub:OWNER/NAME, a folder, FILE.py:NAME (digits)",
+    )
     add("--resolution", type=int, help="of images; digits are 8 × 8 unless told otherwise")
     add(
         "--images", type=float, help="budget of each run: examples seen; recipes of two stages split any budget in half"
@@ -47,18 +55,18 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how many: 0, 1, … (1)")
     add("--samples", type=int, default=2000, help="that each run is measured on (2000)")
     add("--curve-samples", type=int, default=500, help="at each point of a curve (500)")
-    add("--metrics", nargs="+", help="which (all that data and model can have)")
+    add("--metrics", nargs="+", help="which, by name, or FILE.py:NAME (all that data and model can have)")
     add("--jobs", type=int, default=1, help="processes at once; with several GPUs each has one in turn (1)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train and to measure")
     add("--set", action="append", default=[], metavar='RECIPE="--flag value ..."', help="further settings of a recipe")
-    add("--out", type=Path, required=True, help="folder of runs, measurements and report")
+    add("--out", type=Path, help="folder of runs, measurements and report")
     add("--report-only", action="store_true", help="train and measure nothing: the report of what is there")
     return parser.parse_args()
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """The options, of a command line that makes sense as such. Raises Refusal."""
-    budgets = {kind: value for kind in ("images", "flops", "seconds") if (value := getattr(given, kind)) is not None}
+    """Return the options. Raises Refusal with all that is wrong with the command line."""
+    budgets = {kind: value for kind in BUDGETS if (value := getattr(given, kind)) is not None}
     errors = []
     if len(budgets) != 1:
         named = " and ".join(f"--{kind}" for kind in budgets) or "none"
@@ -68,16 +76,17 @@ def options_of(given: argparse.Namespace) -> Options:
         recipe, equals, text = one.partition("=")
         if not equals or not recipe or recipe in words:
             errors.append(f'--set {one!r}: expected RECIPE="--flag value ...", each recipe once')
-        words[recipe] = text
-    if errors:
-        raise Refusal(errors)
-    kind, value = next(iter(budgets.items()))
-    return Options(
+        else:
+            words[recipe] = text
+    if given.out is None:
+        errors.append("--out: is missing; give the folder of runs, measurements and report")
+    kind, value = next(iter(budgets.items()), ("images", 1.0))
+    options = Options(
         recipes=tuple(given.recipes),
         data=given.data,
         kind=kind,
         value=value,
-        out=given.out,
+        out=given.out or Path(),
         resolution=given.resolution,
         parameters=given.parameters,
         seeds=given.seeds,
@@ -88,25 +97,52 @@ def options_of(given: argparse.Namespace) -> Options:
         words=words,
         device=given.device,
     )
+    if errors:
+        raise Refusal([*errors, *errors_of(options)])
+    return options
 
 
-def summary(report: dict[str, Any]) -> str:
-    """The axes as a table of the means over seeds, and what went wrong."""
-    names = [metric["name"] for metric in report["metrics"]]
-    shown = [name for name in SHOWN if name in names]
+def summary(report: Mapping[str, Any]) -> str:
+    """Return the axes as a table of the means over seeds, why numbers are missing, the costs, and what went wrong."""
+    axes = {metric["name"]: metric["axis"] for metric in report["metrics"]}
+    shown = [name for name in (*SHOWN, *(name for name in axes if axes[name] not in AXES)) if name in axes]
+    reasons: dict[str, str] = {}
+
+    def cell(figures: Mapping[str, float | None], missing: Mapping[str, str], name: str) -> object:
+        why = missing.get(name) or missing.get("samples")
+        if figures.get(name) is not None or why is None:
+            return figures.get(name, "")
+        return f"– ({reasons.setdefault(why, _letter(len(reasons)))})"
+
     rows: list[dict[str, object]] = []
     if report["real"]:
-        rows.append({"recipe": "real", **{n: report["real"][n]["value"] for n in shown if n in report["real"]}})
+        real = {name: figure["value"] for name, figure in report["real"].items()}
+        rows.append(
+            {"recipe": "real", "parameters": "", **{name: cell(real, report["real_missing"], name) for name in shown}}
+        )
     for recipe in report["recipes"]:
-        found = {name: recipe["summary"][name]["mean"] for name in shown if name in recipe["summary"]}
-        rows.append({"recipe": recipe["recipe"], "parameters": recipe["parameters"] or "", **found})
+        means = {name: figure["mean"] for name, figure in recipe["summary"].items()}
+        cells = {name: cell(means, recipe["missing"], name) for name in shown}
+        rows.append({"recipe": recipe["recipe"], "parameters": recipe["parameters"] or "", **cells})
         if recipe["state"] != "finished":
             rows[-1]["state"] = recipe["state"]
-    lines = [f"{r['recipe']}: {r['state']}: {r['why']}" for r in report["recipes"] if r["state"] != "finished"]
-    axes = {metric["name"]: metric["axis"] for metric in report["metrics"]}
-    told = ", ".join(f"{axis}: {', '.join(n for n in shown if axes[n] == axis)}" for axis in AXES
-                     if any(axes[n] == axis for n in shown))  # fmt: skip
-    return "\n".join([table(rows), told, *lines])
+    by_axis = ((axis, ", ".join(name for name in shown if axes[name] == axis)) for axis in dict.fromkeys(axes.values()))
+    axes_shown = ", ".join(f"{axis}: {names}" for axis, names in by_axis if names)
+    notes = [f"({letter}) {why}" for why, letter in reasons.items()]
+    costs = [
+        {"recipe": recipe["recipe"], **{name: "" if v is None else float(v) for name, v in recipe["cost"].items()}}
+        for recipe in report["recipes"]
+    ]
+    warnings = [f"{recipe['recipe']}: {warning}" for recipe in report["recipes"] for warning in recipe["warnings"]]
+    ends = [f"{r['recipe']}: {r['state']}: {r['why']}" for r in report["recipes"] if r["state"] != "finished"]
+    return "\n".join(
+        [table(rows), axes_shown, *notes, "", "training, the mean of a run", table(costs), *warnings, *ends]
+    )
+
+
+def _letter(i: int) -> str:
+    """Return a, b, … z, aa, ab, …"""
+    return (_letter(i // 26 - 1) if i >= 26 else "") + string.ascii_lowercase[i % 26]
 
 
 def main() -> None:
@@ -116,6 +152,8 @@ def main() -> None:
             code = compare(options_of(given), shlex.join(["python", "scripts/compare.py", *sys.argv[1:]]))
             if code:
                 sys.exit(code)
+        elif given.out is None:
+            raise Refusal("--out: is missing; give the folder of a comparison")
         report = report_of(given.out)
     print(summary(report))
     page = given.out / "report.html"

@@ -3,6 +3,7 @@
     python scripts/evaluate.py RUN --likelihood [--importance-samples 100] [--ode] [--examples 200] [--out FILE.json]
     accelerate launch --num_processes 4 scripts/evaluate.py RUN --likelihood      # the same numbers, sooner
     python scripts/evaluate.py RUN --metrics [frechet recall ...] [--samples 2000]     # as in scripts/compare.py
+    python scripts/evaluate.py RUN --metrics all my_metrics.py:saturation              # with one of your own
 
 Chunks of examples are dealt to the processes, each with noise of its own number, so their number changes nothing. What
 is finished is kept beside --out: an evaluation that was killed goes on when it is started again. --metrics is one
@@ -14,6 +15,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +28,10 @@ from tqdm import tqdm
 
 from hybrids import load
 from hybrids.data import Data
-from hybrids.evaluation import METRICS, Figure, Scorer, measure
+from hybrids.evaluation import Figures, Metric, Scorer, measure
 from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihood import measured_times
-from hybrids.evaluation.metrics import LEAST_SAMPLES
+from hybrids.evaluation.metrics import LEAST_SAMPLES, metrics_of
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.ranks import agree, decide_on_main
 from hybrids.experiment.run_folder import lock
@@ -41,7 +43,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.", allow_abbrev=False)
     add = parser.add_argument
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
-    add("--metrics", nargs="*", metavar="NAME", help="metrics of samples, latents and cost: these, or all there are")
+    add(
+        "--metrics",
+        nargs="*",
+        metavar="NAME",
+        help="of samples, latents and cost: these, or all; FILE.py:FUNCTION is your own",
+    )
     add("--samples", type=int, default=2000, help="drawn for --metrics (2000)")
     add("--likelihood", action="store_true", help="the bound on -log p(x), in nats and bits/dim, with its parts")
     add("--every-level", action="store_true", help="sum the bound over all levels, instead of drawing them")
@@ -62,6 +69,7 @@ def arguments() -> argparse.Namespace:
     add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
     add("--device", choices=("auto", "cpu"), default="auto", help="where to compute (auto)")
     add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
+    add("--data", help="the data set, instead of what the run says; a run of data of your own, FILE.py:NAME, needs it")
     add("--out", type=Path, help="the numbers, as JSON; default RUN/evaluation.json, of --metrics RUN/measured.json")
     given = parser.parse_args()
     given.likelihood |= given.ode or given.importance_samples > 0
@@ -78,7 +86,7 @@ def arguments() -> argparse.Namespace:
 
 def examples(given: argparse.Namespace, source: Path) -> tuple[Data, Tensor, Tensor | None]:
     """The data set, its examples as they are stored, and their labels if asked for."""
-    data = data_of(source)
+    data = data_of(source, given.data)
     held_out = given.split == "held-out"
     x, labels = (data.held_out, data.held_out_labels) if held_out else (data.x, data.labels)
     if x is None or not len(x):
@@ -125,8 +133,8 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
 
-def metrics_table(found: dict[str, Figure]) -> str:
-    """A line for each metric: value, interval, floor, what it is."""
+def metrics_table(found: Figures, known: Mapping[str, Metric]) -> str:
+    """Return a line for each metric: value, interval, floor, unit; a dash and the reason where it cannot be had."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4g}"
@@ -134,9 +142,11 @@ def metrics_table(found: dict[str, Figure]) -> str:
     rows = [("metric", "value", "95% interval", "floor", "unit")]
     for name, figure in found.items():
         interval = "" if figure.low is None else f"{number(figure.low)} to {number(figure.high)}"
-        rows.append((name, number(figure.value), interval, number(figure.floor), METRICS[name].unit))
+        rows.append((name, number(figure.value), interval, number(figure.floor), known[name].unit))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    wide = max(map(len, [*found, *found.missing]))
+    return "\n".join([*lines, *(f"{name:<{wide}}  -  {why}" for name, why in found.missing.items())])
 
 
 def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -144,21 +154,25 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
     if not accelerator.is_main_process:
         return
     source = checkpoint_of(given.run)
+    with asked("--metrics"):
+        metrics = metrics_of(given.metrics or None)
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
     with asked(f"--metrics of {given.run}"):
         found = measure(
             model,
-            data_of(source),
+            data_of(source, given.data),
             accelerator.device,
             samples=given.samples,
             seed=given.seed,
-            metrics=given.metrics or None,
+            metrics=metrics,
         )
     out = given.out or folder_of(source) / "measured.json"
     card = {"checkpoint": source.name, "samples": given.samples, "seed": given.seed}
-    figures = {name: {**asdict(figure), "says": METRICS[name].says} for name, figure in found.items()}
-    write_whole(out, json.dumps({"run": str(given.run), "settings": card, "metrics": figures}, indent=2) + "\n")
-    print(f"{metrics_table(found)}\n{out}")
+    known = {metric.name: metric for metric in metrics}
+    figures = {name: {**asdict(figure), "says": known[name].says} for name, figure in found.items()}
+    body = {"run": str(given.run), "settings": card, "metrics": figures, "missing": found.missing}
+    write_whole(out, json.dumps(body, indent=2) + "\n")
+    print(f"{metrics_table(found, known)}\n{out}")
 
 
 def folder_of(source: Path) -> Path:

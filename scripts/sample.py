@@ -134,7 +134,8 @@ def draw(
         sampler = sampler_of(arguments, model)
     except ValueError as error:
         raise Refusal(str(error)) from error
-    options, main = {} if sampler is None else {"sampler": sampler}, accelerator.is_main_process
+    options: dict[str, Any] = {} if sampler is None else {"sampler": sampler}
+    main = accelerator.is_main_process
     own: list[tuple[int, Tensor]] = []
     numbers = range(accelerator.process_index, math.ceil(arguments.number / arguments.chunk), accelerator.num_processes)
     sizes = {i: min(arguments.chunk, arguments.number - i * arguments.chunk) for i in numbers}
@@ -145,8 +146,9 @@ def draw(
         with bar:
             for i, size in sizes.items():
                 generator = torch.Generator(device).manual_seed(arguments.seed + STRIDE * i)
-                cond = None if arguments.label is None else torch.full((size,), arguments.label, device=device)
-                own.append((i, model.sample(size, cond=cond, generator=generator, **options).cpu()))  # type: ignore[operator]
+                if arguments.label is not None:
+                    options["cond"] = torch.full((size,), arguments.label, device=device)
+                own.append((i, model.sample(size, generator=generator, **options).cpu()))  # type: ignore[operator]
                 bar.update(size)
     except ValueError as error:
         failure = f"samples: {error}"

@@ -19,6 +19,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_list_of_components_is_up_to_date() -> None:
     page = script("list_components").page()
     assert page.count("\n| `") > 100

@@ -186,6 +186,7 @@ def test_evaluate_leaves_the_global_random_numbers_alone_and_repeats():
         assert first[name] == figure.value
 
 
+@pytest.mark.slow
 def test_evaluate_has_a_distance_for_any_images():
     data = load_data("shapes", 16)
 
@@ -211,6 +212,7 @@ def test_evaluate_scores_points_by_coverage():
     assert found["modes"] == 25 and "nats" not in found
 
 
+@pytest.mark.slow
 def test_evaluate_counts_the_modes_of_stacked_digits():
     data = stacked_digits(5000)
 

@@ -28,7 +28,10 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (above, node.module)))
-            found.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            # `from . import file` needs the file, and nothing that its folder's __init__ holds.
+            alone = all((REPOSITORY / name.replace(".", "/")).with_suffix(".py").is_file() for name in names)
+            found.update(names if alone else {module, *names})
     return found
 
 
@@ -59,11 +62,13 @@ def test_the_reader_of_imports_reads_relative_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
     path = tmp_path / "hybrids" / "data" / "points.py"
     path.parent.mkdir(parents=True)
+    path.with_name("file.py").write_text("")
     path.write_text(
-        "from . import source\nfrom ..game import train\nimport a.b\ndef f():\n    from components import x\n"
+        "from . import source\nfrom . import file\nfrom ..game import train\nimport a.b\n"
+        "def f():\n    from components import x\n"
     )
-    assert imported(path) == {"hybrids.data", "hybrids.data.source", "hybrids.game", "hybrids.game.train", "a.b",
-                              "components", "components.x"}  # fmt: skip
+    assert imported(path) == {"hybrids.data", "hybrids.data.source", "hybrids.data.file", "hybrids.game",
+                              "hybrids.game.train", "a.b", "components", "components.x"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

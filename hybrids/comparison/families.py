@@ -1,8 +1,7 @@
-"""What the comparison calls each recipe, and the family that it is of."""
+"""What the comparison calls our recipes, and the family that each is of."""
 
-__all__ = ["DEFAULT", "family", "title"]
+__all__ = ["DEFAULT", "FAMILIES", "family", "title"]
 
-# Three pure families, their three connections, all three at once.
 DEFAULT = (
     "vae",
     "gan",
@@ -12,23 +11,35 @@ DEFAULT = (
     "latent_diffusion",
     "latent_adversarial_diffusion",
 )
-_KNOWN = {
-    "vae": ("VAE", "VAE"),
-    "gan": ("GAN", "GAN"),
-    "ddpm": ("DDPM", "diffusion"),
-    "hierarchical_vae": ("Hierarchical VAE", "VAE"),
-    "variational_diffusion": ("Variational diffusion", "diffusion"),
-    "adversarial_diffusion": ("Denoising diffusion GAN", "GAN + diffusion"),
-    "latent_diffusion": ("Latent diffusion", "VAE + diffusion"),
-    "latent_adversarial_diffusion": ("Latent diffusion GAN", "VAE + GAN + diffusion"),
+"""Three pure families, their three connections, all three at once."""
+TITLES = {
+    "vae": "VAE",
+    "gan": "GAN",
+    "ddpm": "DDPM",
+    "hierarchical_vae": "Hierarchical VAE",
+    "variational_diffusion": "Variational diffusion",
+    "adversarial_diffusion": "Denoising diffusion GAN",
+    "latent_diffusion": "Latent diffusion",
+    "latent_adversarial_diffusion": "Latent diffusion GAN",
 }
+FAMILIES = {
+    "vae": "VAE",
+    "gan": "GAN",
+    "ddpm": "diffusion",
+    "hierarchical_vae": "VAE",
+    "variational_diffusion": "diffusion",
+    "adversarial_diffusion": "GAN + diffusion",
+    "latent_diffusion": "VAE + diffusion",
+    "latent_adversarial_diffusion": "VAE + GAN + diffusion",
+}
+"""VAE, GAN, diffusion, or those that are joined in a recipe."""
 
 
 def title(recipe: str) -> str:
-    """A recipe's name for people; of one that is not ours, its own name in words."""
-    return _KNOWN[recipe][0] if recipe in _KNOWN else recipe.replace("_", " ")
+    """Return a recipe's name for people; of one that is not ours, its own name in words."""
+    return TITLES.get(recipe, recipe.replace("_", " "))
 
 
 def family(recipe: str) -> str:
-    """VAE, GAN, diffusion, or those that are joined in it; `other` for a recipe that is not ours."""
-    return _KNOWN[recipe][1] if recipe in _KNOWN else "other"
+    """Return the family of a recipe of ours by its name; `other` of one that is not ours."""
+    return FAMILIES.get(recipe, "other")

@@ -1,38 +1,150 @@
-"""The plan of a comparison: each recipe's width, words and number of steps, decided once and kept in plan.json."""
+"""What a comparison trains: recipes of matched sizes, each for as many steps as the budget pays for.
 
+Decided once and written to OUT/plan.json, so that the same command goes on with what it began.
+"""
+
+import difflib
 import json
+import os
 import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from ..data import Data
-from ..experiment import Refusal, load_recipe
-from ..experiment.fields import settings_of
-from ..experiment.settings import Settings
-from ..files import write_whole
-from ..stage import check_moved
-from .budgets import lengths, matched, trained_parameters
-from .options import Options, settings_asked
+from torch import Tensor
 
-__all__ = ["checkpoint_every", "kept_plan", "make_plan", "run_words", "settings_of_plan", "with_lengths"]
+from ..data import Data, load_data
+from ..experiment import Refusal, Settings, load_recipe, parse
+from ..experiment.fields import settings_of
+from ..files import write_whole
+from ..refusal import asked
+from ..stage import Stage, check_moved
+from .families import FAMILIES, title
+
+__all__ = [
+    "BUDGETS", "Options", "Recipe", "check", "checkpoint_every", "data_asked", "errors_of", "kept_plan",
+    "lengths", "make_plan", "matched", "run_words", "settings_of_plan", "trained_parameters", "with_lengths",
+]  # fmt: skip
 
 FORMAT = 1
+BUDGETS = ("images", "flops", "seconds")
+"""Examples seen in training, each time that one is seen; floating-point operations of all players, forward and
+backward; seconds of training, without start-up, checkpoints and pictures."""
+OWNED = (
+    "data", "resolution", "channels", "steps", "first_steps", "seed", "device", "out", "resume", "overwrite",
+    "checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "evaluate_every", "config",
+)  # fmt: skip
+"""Settings of a recipe that the comparison gives, so that nobody else may."""
 CHECKPOINTS = 6
 """Of the last stage, evenly spaced, that the curve of quality over time is measured at."""
 SPARE = 20
 """More checkpoints than planned that are kept: each stop writes one."""
 LINES = 200
 """Of metrics.jsonl, about, whatever the number of steps."""
+WIDEST = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One of recipes/ by its name, or one's own by its file.
+
+    Arguments: given, such as `vae`, or the path of a .py file, whose stem is then the recipe's name.
+    """
+
+    given: str
+
+    @property
+    def file(self) -> Path | None:
+        """The file of one's own."""
+        return Path(self.given).resolve() if self.given.endswith(".py") else None
+
+    @property
+    def name(self) -> str:
+        return self.given if self.file is None else self.file.stem
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return title(self.name) if self.file is None else self.name.replace("_", " ")
+
+    def module(self) -> ModuleType:
+        """Load it. Raises Refusal where it is not there, or offers no Settings and build."""
+        module = load_recipe(self.name, self.file)
+        lacking = [name for name in ("Settings", "build") if not hasattr(module, name)]
+        if lacking:
+            raise Refusal(
+                f"{self.given}: a recipe must define Settings and build(settings, data); no {lacking[0]} there"
+            )
+        return module
+
+    def family(self) -> str | None:
+        """VAE, GAN, diffusion or those that are joined in it; of one's own what its module's FAMILY says, or None."""
+        if self.file is None:
+            return FAMILIES.get(self.name)
+        family = getattr(self.module(), "FAMILY", None)
+        if family is not None and not isinstance(family, str):
+            raise Refusal(f"{self.given}: FAMILY must be text, such as 'diffusion'; got {family!r}")
+        return family
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of scripts/compare.py.
+
+    Arguments: recipes, by name or file; data, as `--data` of a recipe; kind and value of the budget; out, the folder;
+    resolution, of images; parameters, that widths are chosen for, None for the median of the recipes' own; seeds, how
+    many; samples, that each run is measured on; curve_samples, at each point of a curve; jobs, processes at once;
+    metrics, by name or FILE.py:NAME, None for all; words, further settings by recipe; device.
+    """
+
+    recipes: tuple[str, ...]
+    data: str
+    kind: str
+    value: float
+    out: Path
+    resolution: int | None = None
+    parameters: int | None = None
+    seeds: int = 1
+    samples: int = 2000
+    curve_samples: int = 500
+    jobs: int = 1
+    metrics: tuple[str, ...] | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    device: str = "auto"
+
+    def chosen(self) -> dict[str, Recipe]:
+        """The recipes by name."""
+        return {recipe.name: recipe for recipe in map(Recipe, self.recipes)}
+
+    def fixed(self) -> dict[str, Any]:
+        """What may not change in a folder once there is something in it."""
+        names = ("data", "resolution", "kind", "value", "parameters", "samples", "curve_samples")
+        metrics = None if self.metrics is None else sorted(map(_resolved, self.metrics))
+        return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
+
+
+def _resolved(metric: str) -> str:
+    file, colon, name = metric.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if colon else metric
+
+
+# The plan.
 
 
 def kept_plan(out: Path) -> dict[str, Any] | None:
-    """The plan that lies in a folder, if there is one."""
+    """Return the plan that lies in a folder, if there is one."""
     path = out / "plan.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def _keep(out: Path, plan: dict[str, Any]) -> None:
+    write_whole(out / "plan.json", json.dumps(plan, indent=2) + "\n")
+
+
 def make_plan(options: Options, data: Data) -> dict[str, Any]:
-    """The plan that lies in `options.out`, with recipes and seeds that are new; written there.
+    """Return the plan that lies in `options.out`, with recipes and seeds that are new, and write it there.
 
     A recipe that the data, or its own settings on this data, cannot have is in it as refused, with the reason.
     Raises Refusal for options that have changed otherwise, with the difference.
@@ -43,38 +155,37 @@ def make_plan(options: Options, data: Data) -> dict[str, Any]:
         plan = {"format": FORMAT, "asked": options.fixed(), "seeds": 0, "data": card, "parameters": None, "recipes": {}}
     _refuse_changes(plan, options, card)
     plan["seeds"] = options.seeds
-    new = [recipe for recipe in options.recipes if recipe not in plan["recipes"]]
-    entries = {recipe: _entry(recipe, options, data) for recipe in new}
+    new = {name: recipe for name, recipe in options.chosen().items() if name not in plan["recipes"]}
+    entries = {name: _entry(recipe, options, data) for name, recipe in new.items()}
     if plan["parameters"] is None:
         counts = sorted(entry["parameters"] for entry in entries.values() if entry["refused"] is None)
         # The lower median: half of the recipes shrink and half of them grow, none far from what it was made for.
         plan["parameters"] = options.parameters or (counts[(len(counts) - 1) // 2] if counts else None)
-    for recipe, entry in entries.items():
+    for name, entry in entries.items():
         if entry["refused"] is None:
-            _match(recipe, entry, data, plan["parameters"])
-        plan["recipes"][recipe] = entry
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "plan.json", json.dumps(plan, indent=2) + "\n")
+            _match(new[name], entry, data, plan["parameters"])
+        plan["recipes"][name] = entry
+    _keep(options.out, plan)
     return plan
 
 
 def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]) -> None:
     if plan["format"] != FORMAT:
         raise Refusal(f"{options.out / 'plan.json'}: is of format {plan['format']}; expected {FORMAT}")
-    errors = []
-    asked = json.loads(json.dumps(options.fixed()))
-    for name, value in asked.items():
-        if plan["asked"].get(name) != value:
-            errors.append(f"{name}: {plan['asked'].get(name)} → {value}")
-    if json.loads(json.dumps(card)) != plan["data"]:
-        errors.append(f"data: {plan['data']} → {card}")
+    before, now = plan["asked"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
+    now = json.loads(json.dumps(now))
+    errors = [f"{name}: {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
     if options.seeds < plan["seeds"]:
         errors.append(f"seeds: {plan['seeds']} → {options.seeds}")
-    for recipe, entry in plan["recipes"].items():
-        if recipe not in options.recipes:
-            errors.append(f"recipes: {recipe} is dropped")
-        elif entry["own"] != options.words.get(recipe, ""):
-            errors.append(f"set {recipe}: {entry['own']!r} → {options.words.get(recipe, '')!r}")
+    chosen = options.chosen()
+    for name, entry in plan["recipes"].items():
+        given, own = entry.get("given", name), options.words.get(name, "")
+        if name not in chosen:
+            errors.append(f"recipes: {name} is dropped")
+        elif given != str(chosen[name].file or name):
+            errors.append(f"recipes: {name} was {given}, and is {chosen[name].file or 'one of recipes/'}")
+        elif entry["own"] != own:
+            errors.append(f"set {name}: {entry['own']!r} → {own!r}")
     if errors:
         raise Refusal(
             f"--out {options.out}: holds a comparison of other options ({'; '.join(errors)}); recipes and seeds may be "
@@ -82,14 +193,14 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
         )
 
 
-def _entry(recipe: str, options: Options, data: Data) -> dict[str, Any]:
-    own = options.words.get(recipe, "")
-    words = ["--data", options.data]
-    if data.is_image:
-        words += ["--resolution", str(data.shape[-1])]
-    words += shlex.split(own)
-    settings = settings_asked(recipe, words)
+def _entry(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
+    own = options.words.get(recipe.name, "")
+    size = ["--resolution", str(data.shape[-1])] if data.is_image else []
+    words = ["--data", options.data, *size, *shlex.split(own)]
+    settings = _settings(recipe, words)
     entry: dict[str, Any] = {
+        "given": str(recipe.file or recipe.name),
+        "family": recipe.family(),
         "own": own,
         "words": words,
         "width": getattr(settings, "width", None),
@@ -101,7 +212,7 @@ def _entry(recipe: str, options: Options, data: Data) -> dict[str, Any]:
     }
     try:
         data.batches(settings.batch_size)
-        stages = load_recipe(recipe).build(settings, Data.from_card(data.card()))
+        stages = recipe.module().build(settings, Data.from_card(data.card()))
         check_moved(stages)
     except ValueError as error:
         entry["refused"] = str(error)
@@ -114,50 +225,204 @@ def _entry(recipe: str, options: Options, data: Data) -> dict[str, Any]:
     return entry
 
 
-def _match(recipe: str, entry: dict[str, Any], data: Data, target: int) -> None:
+def _match(recipe: Recipe, entry: dict[str, Any], data: Data, target: int) -> None:
     """Choose the width, unless the recipe has none or --set gives it."""
-    known = settings_of(load_recipe(recipe).Settings)
-    given = {word.partition("=")[0] for word in entry["words"]}
-    if "width" not in known or "--width" in given:
+    module, card = recipe.module(), Data.from_card(data.card())
+    known = settings_of(module.Settings)
+    if "width" not in known or "--width" in {word.partition("=")[0] for word in entry["words"]}:
         return
-    module, card = load_recipe(recipe), Data.from_card(data.card())
 
     def count(width: int) -> int:
-        settings = settings_asked(recipe, [*entry["words"], "--width", str(width)])
-        return trained_parameters(module.build(settings, card))
+        return trained_parameters(module.build(_settings(recipe, [*entry["words"], "--width", str(width)]), card))
 
     width, entry["parameters"] = matched(count, target, int(known["width"].rule.at_least or 1))
     entry["width"] = width
     entry["words"] += ["--width", str(width)]
 
 
-def with_lengths(out: Path, plan: dict[str, Any], recipe: str, costs: list[float] | None) -> None:
+def with_lengths(out: Path, plan: dict[str, Any], name: str, costs: list[float] | None) -> None:
     """Settle how many steps each stage of a recipe has; costs, of a step of each, None where an image is the unit."""
-    entry, asked = plan["recipes"][recipe], plan["asked"]
+    entry = plan["recipes"][name]
     if costs is None:
         costs = [float(entry["batch"])] * len(entry["stages"])
-    split = len(costs) == 2 and "first_steps" in settings_of(load_recipe(recipe).Settings)
-    entry["lengths"] = lengths(asked["value"], costs, split)
-    entry["split"] = split
-    write_whole(out / "plan.json", json.dumps(plan, indent=2) + "\n")
+    known = settings_of(Recipe(entry.get("given", name)).module().Settings)
+    entry["split"] = len(costs) == 2 and "first_steps" in known
+    entry["lengths"] = lengths(plan["asked"]["value"], costs, entry["split"])
+    _keep(out, plan)
 
 
-def checkpoint_every(entry: dict[str, Any]) -> int:
-    """Steps between the checkpoints of a recipe whose lengths are settled."""
+def checkpoint_every(entry: Mapping[str, Any]) -> int:
+    """Return the steps between the checkpoints of a recipe whose lengths are settled."""
     return -(-entry["lengths"][-1] // CHECKPOINTS)
 
 
-def run_words(entry: dict[str, Any], seed: int, device: str) -> list[str]:
-    """The words of one run of a recipe whose lengths are settled, but for its folder."""
-    steps = entry["lengths"]
+def run_words(entry: Mapping[str, Any], seed: int, device: str) -> list[str]:
+    """Return the words of one run of a recipe whose lengths are settled, but for its folder."""
+    steps, every = entry["lengths"], checkpoint_every(entry)
     words = [*entry["words"], "--steps", str(steps[-1]), "--seed", str(seed), "--device", device]
     if entry["split"]:
         words += ["--first-steps", str(steps[0])]
-    every = checkpoint_every(entry)
     words += ["--checkpoint-every", str(every), "--keep-checkpoints", str(sum(steps) // every + SPARE)]
     return [*words, "--log-every", str(max(1, sum(steps) // LINES))]
 
 
-def settings_of_plan(recipe: str, entry: dict[str, Any], device: str = "cpu") -> Settings:
-    """The settings that a recipe's costs are measured with: those of its runs but for their length."""
-    return settings_asked(recipe, [*entry["words"], "--steps", "1000000", "--device", device])
+def settings_of_plan(recipe: Recipe, entry: Mapping[str, Any], device: str = "cpu") -> Settings:
+    """Return the settings that a recipe's costs are measured with: those of its runs but for their length."""
+    return _settings(recipe, [*entry["words"], "--steps", "1000000", "--device", device])
+
+
+def _settings(recipe: Recipe, words: list[str]) -> Settings:
+    return parse(recipe.module().Settings, words, recipe.name)
+
+
+# Equal sizes and budgets.
+
+
+def trained_parameters(stages: Sequence[Stage]) -> int:
+    """Return how many numbers the players of all stages move, critics included, each counted once."""
+    moved: set[Tensor] = {p for stage in stages for player in stage.players for p in player.parameters_moved()}
+    return sum(p.numel() for p in moved)
+
+
+def matched(count: Callable[[int], int], target: int, least: int = 1) -> tuple[int, int]:
+    """Return the width whose count is nearest to `target`, and that count, which is never quite the target.
+
+    Arguments: count, of parameters by width, rising with it, which raises ValueError for a width that cannot be;
+    target; least, the smallest width.
+    """
+
+    def at(width: int) -> tuple[int, int]:
+        for candidate in range(width, width + 16):
+            try:
+                return candidate, count(candidate)
+            except ValueError as error:
+                reason = error
+        raise reason
+
+    low = high = at(least)
+    while high[1] < target and high[0] < WIDEST:
+        low, high = high, at(2 * high[0])
+    while high[0] - low[0] > 1:
+        middle = at((low[0] + high[0]) // 2)
+        if middle[0] >= high[0]:
+            break
+        low, high = (middle, high) if middle[1] < target else (low, middle)
+    return min(low, high, key=lambda pair: (abs(pair[1] - target), pair[0]))
+
+
+def lengths(value: float, costs: Sequence[float], split: bool) -> list[int]:
+    """Return the steps of each stage that a budget pays for, at least one.
+
+    Arguments: value, the budget; costs, of one step of each stage, in the budget's unit; split, whether stages may
+    have lengths of their own: each then has the same share of the budget, else the same number of steps.
+    """
+    if split:
+        return [max(1, int(value / len(costs) / cost)) for cost in costs]
+    return [max(1, int(value / sum(costs)))] * len(costs)
+
+
+# What is refused before anything trains.
+
+
+def data_asked(options: Options) -> Data:
+    """Return the data set; digits at 8 × 8 unless told otherwise, where they have grey levels of their own."""
+    with asked("--data"):
+        return load_data(options.data, options.resolution or (8 if options.data == "digits" else None))
+
+
+def check(options: Options) -> None:
+    """Raise Refusal with everything that is wrong, before anything is written or trained."""
+    if errors := errors_of(options):
+        raise Refusal(errors)
+
+
+def errors_of(options: Options) -> list[str]:
+    """Return everything that is wrong with options, one text each."""
+    recipes = [Recipe(given) for given in options.recipes]
+    wrong = {recipe.name: error for recipe in recipes if (error := _recipe_error(recipe))}
+    errors = list(wrong.values())
+    for name in dict.fromkeys(recipe.name for recipe in recipes):
+        if [recipe.name for recipe in recipes].count(name) > 1:
+            errors.append(f"--recipes: {name} is named twice; expected each name, of a file its stem, once")
+    if not recipes:
+        errors.append("--recipes: names none; expected at least one")
+    if options.kind not in BUDGETS:
+        errors.append(f"the budget is {options.kind!r}; expected one of {', '.join(BUDGETS)}")
+    if not options.value > 0:
+        errors.append(f"--{options.kind} {options.value:g}: expected more than 0")
+    for name in ("seeds", "jobs", "parameters"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            errors.append(f"--{name} {getattr(options, name)}: expected at least 1")
+    errors += _metric_errors(options)
+    names = [recipe.name for recipe in recipes]
+    for name, words in options.words.items():
+        if name not in names:
+            errors.append(f"--set {name}=…: is not among --recipes {' '.join(names)}; {_nearest(name, names)}")
+        elif name not in wrong:
+            errors += _word_errors(options.chosen()[name], words)
+    return errors + _folder_errors(options.out)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+
+
+def _recipe_error(recipe: Recipe) -> str | None:
+    here = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
+    if recipe.file is None and recipe.name not in here:
+        near = _nearest(recipe.name, here)
+        return f"--recipes {recipe.given}: there is no such recipe; {near}; give one of your own by its file, ./mine.py"
+    if recipe.file is not None and not recipe.file.is_file():
+        return f"--recipes {recipe.given}: no such file (looked for {recipe.file})"
+    try:
+        recipe.module()
+        recipe.family()
+    except Refusal as refusal:
+        return f"--recipes {refusal}"
+    except Exception as error:
+        return f"--recipes {recipe.given}: cannot be loaded: {type(error).__name__}: {error}"
+    return None
+
+
+def _metric_errors(options: Options) -> list[str]:
+    from ..evaluation import metrics
+
+    errors = []
+    for text in options.metrics or ():
+        try:
+            metrics.metric_of(text)
+        except ValueError as error:
+            errors.append(f"--metrics {text}: {error}")
+    for name in ("samples", "curve_samples"):
+        if getattr(options, name) < metrics.LEAST_SAMPLES:
+            flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            errors.append(f"{flag}: the metrics need at least {metrics.LEAST_SAMPLES} samples")
+    return errors
+
+
+def _word_errors(recipe: Recipe, words: str) -> list[str]:
+    try:
+        split = shlex.split(words)
+    except ValueError as error:
+        return [f"--set {recipe.name}={words!r}: {error}"]
+    flags = {word.partition("=")[0] for word in split if word.startswith("--")}
+    taken = [flag for flag in sorted(flags) if flag[2:].replace("-", "_") in OWNED]
+    if taken:
+        return [f"--set {recipe.name}: {', '.join(taken)} is the comparison's own to give; drop it"]
+    try:
+        _settings(recipe, split)
+    except Refusal as refusal:
+        return [f"--set {recipe.name}: {error}" for error in refusal.errors]
+    return []
+
+
+def _folder_errors(out: Path) -> list[str]:
+    place = out
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return [f"--out {out}: {place} is a file; give a folder"]
+    if not os.access(place, os.W_OK):
+        return [f"--out {out}: cannot be written ({place.resolve()}); give a folder that can"]
+    return []

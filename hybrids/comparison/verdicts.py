@@ -1,12 +1,16 @@
-"""The usual table of adjectives, each beside the number that confirms or contradicts it. All rules are here."""
+"""The usual table of adjectives, each beside the number that confirms or contradicts it. All rules are here.
+
+A word is said only where the whole 95% interval of its number is on one side of the word's limits.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .families import family
+from ..evaluation.figures import deviation_interval
 
-__all__ = ["USUAL", "adjectives"]
+__all__ = ["USUAL", "verdicts"]
 
 USUAL = {
     "stability": {"VAE": "stable", "GAN": "fragile", "diffusion": "stable"},
@@ -16,9 +20,9 @@ USUAL = {
     "coverage": {"VAE": "good", "GAN": "poor", "diffusion": "excellent"},
     "likelihood": {"VAE": "lower bound", "GAN": "none", "diffusion": "exact with effort"},
 }
-"""What texts say of the three pure families, axis by axis."""
+"""What texts say of the three pure families, axis by axis. Hybrids have no usual word."""
 
-# The limits below were chosen before anything was measured; a number beside one of them decides little.
+# The limits below were chosen before anything was measured.
 BLURRY, OVERSHARP = 0.8, 1.25
 SPREAD, SPIKES = 0.2, 0.01
 STRONG, WEAK = 0.9, 0.6
@@ -26,90 +30,171 @@ SLOW = 0.1
 POOR, EXCELLENT = 0.7, 0.9
 EXACT = "; scripts/evaluate.py RUN --likelihood --ode has the probability flow's"
 
-Said = tuple[str | None, float | None, str | None, str]
-"""The metric, its value, the word that it deserves, and why."""
+
+@dataclass(frozen=True)
+class Number:
+    """A mean over seeds, and the ends of its 95% interval: the mean itself where no interval is known."""
+
+    value: float
+    low: float
+    high: float
+    floor: float | None = None
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} (95%: {self.low:.3g} to {self.high:.3g})"
+
+    def map(self, function: Callable[[float], float]) -> "Number":
+        """The same of an increasing function of it."""
+        return Number(function(self.value), function(self.low), function(self.high))
+
+    def words(self, first: str, *limits: tuple[float, str]) -> set[str]:
+        """Every word that is right somewhere in the interval: `first` below all limits, from each limit on its own."""
+        edges = [-math.inf, *(limit for limit, _ in limits), math.inf]
+        words = [first, *(word for _, word in limits)]
+        return {word for word, start, end in zip(words, edges, edges[1:]) if self.low < end and self.high >= start}
 
 
-def _sharpness(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
-    value = mean.get("high_frequency")
-    if value is None:
-        return "high_frequency", None, None, "no high-frequency ratio was measured"
-    if value < BLURRY:
-        word = "blurry"
-    else:
-        word = "excellent" if value <= OVERSHARP else "noisy"
-    return "high_frequency", value, word, (
-        f"high-frequency ratio {value:.3g}: blurry below {BLURRY}, excellent up to {OVERSHARP}, noisy above"
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Judgement:
+    """What one axis says of a recipe: the metric, its value, the words that may be right, and why.
+
+    No words: it was not measured.
+    """
+
+    metric: str
+    value: float | None
+    words: set[str]
+    because: str
 
 
-def _stability(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
-    diverged, spikes, spread = mean.get("diverged"), mean.get("spikes"), mean.get("spread")
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one recipe, and what its judges need of the others."""
+
+    numbers: Mapping[str, Number]
+    runs: int
+    fastest: float
+    finished: bool
+    likelihoods: bool
+    family: str
+
+
+def _numbers(recipe: Mapping[str, Any]) -> dict[str, Number]:
+    """Means over seeds by Student's interval; of one seed the figure's own."""
+    runs = [run.get("figures", {}) for run in recipe.get("runs", [])]
+    numbers = {}
+    for name, one in recipe["summary"].items():
+        figures = [figures[name] for figures in runs if name in figures]
+        ends = one if _finite(one.get("low")) or not figures else figures[0]
+        value, low, high = one["mean"], ends.get("low"), ends.get("high")
+        if not _finite(value):
+            continue
+        floors = [figure["floor"] for figure in figures if _finite(figure.get("floor"))]
+        numbers[name] = Number(
+            value,
+            low if _finite(low) else value,
+            high if _finite(high) else value,
+            sum(floors) / len(floors) if floors else None,
+        )
+    return numbers
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
+def _sharpness(recipe: Recipe) -> Judgement:
+    names = [name for name in ("high_frequency", "laplacian") if name in recipe.numbers]
+    if not names:
+        return Judgement("high_frequency", None, set(), "no sharpness was measured")
+    numbers = [recipe.numbers[name] for name in names]
+    limits = (BLURRY, "excellent"), (math.nextafter(OVERSHARP, math.inf), "noisy")
+    words = set().union(*(number.words("blurry", *limits) for number in numbers))
+    told = " and ".join(f"{name} {number}" for name, number in zip(names, numbers))
+    rule = f"of real images: blurry below {BLURRY}, excellent up to {OVERSHARP}, noisy above"
+    return Judgement(names[0], numbers[0].value, words, f"{told} {rule}")
+
+
+def _stability(recipe: Recipe) -> Judgement:
+    diverged, spikes, spread = (recipe.numbers.get(name) for name in ("diverged", "spikes", "spread"))
     rule = (
-        f"fragile if a run diverged, quality's std over seeds is above {SPREAD} of its mean, or spikes above {SPIKES}"
+        f"fragile if a run diverged, quality's std over seeds is above {SPREAD} of its mean, or more than {SPIKES:.0%} "
+        "of gradient norms are spikes"
     )
-    if diverged:
-        return "diverged", diverged, "fragile", f"{diverged:.0%} of the runs diverged; {rule}"
-    if spread is not None and spread > SPREAD:
-        return "spread", spread, "fragile", f"std over seeds is {spread:.2g} of the mean; {rule}"
-    if spikes is not None and spikes > SPIKES:
-        return "spikes", spikes, "fragile", f"{spikes:.2%} of gradient norms are spikes; {rule}"
-    if spread is not None:
-        return "spread", spread, "stable", f"std over seeds is {spread:.2g} of the mean, no spikes; {rule}"
-    if spikes is not None or diverged is not None:
-        name = "spikes" if spikes is not None else "diverged"
-        return name, mean[name], None, f"one seed, which did not diverge, tells nothing of others; {rule}"
-    return "spikes", None, None, "no log was left"
+    if diverged is not None and diverged.value > 0:
+        return Judgement("diverged", diverged.value, {"fragile"}, f"{diverged.value:.0%} of the runs diverged; {rule}")
+    above = math.nextafter(SPIKES, math.inf)
+    of_spikes = {"stable"} if spikes is None else spikes.words("stable", (above, "fragile"))
+    if spikes is not None and of_spikes == {"fragile"}:
+        return Judgement("spikes", spikes.value, of_spikes, f"a share of {spikes} are spikes; {rule}")
+    if spread is None:
+        known = next((name for name in ("spikes", "diverged") if name in recipe.numbers), "spikes")
+        value = recipe.numbers[known].value if known in recipe.numbers else None
+        why = (
+            "no log was left" if value is None else f"one seed, which did not diverge, tells nothing of others; {rule}"
+        )
+        return Judgement(known, value, set(), why)
+    told = f"std over {recipe.runs} seeds is {spread} of the mean"
+    words = spread.words("stable", (math.nextafter(SPREAD, math.inf), "fragile"))
+    if words == {"stable"} != of_spikes:
+        return Judgement("spikes", spikes.value if spikes else None, of_spikes, f"{told}, {spikes} are spikes; {rule}")
+    return Judgement("spread", spread.value, words, f"{told}; {rule}")
 
 
-def _control(mean: Mapping[str, float], _: Mapping[str, Any]) -> Said:
-    name = "probe" if "probe" in mean else "probe_factors"
-    value = mean.get(name)
-    if value is None:
-        return "probe", None, None, "no labels or factors of the data are probed, or the model has no latents"
-    word = "strong" if value >= STRONG else "weak" if value < WEAK else "moderate"
-    return name, value, word, (
-        f"a linear probe of the latents reaches {value:.3g}: strong from {STRONG}, weak below {WEAK}, else moderate"
-    )  # fmt: skip
+def _control(recipe: Recipe) -> Judgement:
+    name = "probe" if "probe" in recipe.numbers else "probe_factors"
+    number = recipe.numbers.get(name)
+    if number is None:
+        why = "no labels or factors of the data are probed, or the model has no latents"
+        return Judgement("probe", None, set(), why)
+    rule = f"strong from {STRONG}, weak below {WEAK}, else moderate"
+    words = number.words("weak", (WEAK, "moderate"), (STRONG, "strong"))
+    return Judgement(name, number.value, words, f"a linear probe of the latents reaches {number}: {rule}")
 
 
-def _speed(mean: Mapping[str, float], context: Mapping[str, Any]) -> Said:
-    value, fastest = mean.get("samples_per_second"), context["fastest"]
-    if value is None or not fastest:
-        return "samples_per_second", None, None, "no sampling rate was measured"
-    word = "slow" if value < SLOW * fastest else "fast"
-    rate = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return "samples_per_second", value, word, (
-        f"{rate} samples a second, {value / fastest:.2g} of the fastest recipe's: slow below {SLOW}"
-    )  # fmt: skip
+def _speed(recipe: Recipe) -> Judgement:
+    number = recipe.numbers.get("samples_per_second")
+    if number is None or not recipe.fastest:
+        return Judgement("samples_per_second", None, set(), "no sampling rate was measured")
+    share = number.map(lambda rate: rate / recipe.fastest)
+    rate = f"{number.value:,.0f}" if number.value >= 100 else f"{number.value:.3g}"
+    told = f"{rate} samples a second, {share} of the fastest recipe's: slow below {SLOW}"
+    return Judgement("samples_per_second", number.value, share.words("slow", (SLOW, "fast")), told)
 
 
-def _coverage(mean: Mapping[str, float], context: Mapping[str, Any]) -> Said:
-    real = context["real"]
-    if "kl" in mean:
-        name, share = "kl", math.exp(min(0.0, real.get("kl", 0.0) - mean["kl"]))
-        told = f"KL to the true modes {mean['kl']:.3g} nats: as if {share:.2g} of the modes were covered evenly"
-    elif "recall" in mean:
-        name, most = "recall", real.get("recall") or 1.0
-        share = mean["recall"] / most
-        told = f"recall {mean['recall']:.3g}, {share:.2g} of what real examples have"
+def _coverage(recipe: Recipe) -> Judgement:
+    name = "kl" if "kl" in recipe.numbers else "recall"
+    number = recipe.numbers.get(name)
+    if number is None:
+        return Judgement("recall", None, set(), "no coverage was measured")
+    floor = number.floor
+    if name == "kl":
+        # The more nats, the fewer modes: the ends change places.
+        excess = number.map(lambda nats: max(0.0, nats - (floor or 0.0)))
+        share = Number(*(math.exp(-nats) for nats in (excess.value, excess.high, excess.low)))
+        told = f"KL to the true modes {number} nats: as if {share} of the modes were covered evenly"
     else:
-        return "recall", None, None, "no coverage was measured"
-    word = "poor" if share < POOR else "excellent" if share >= EXCELLENT else "good"
-    return name, mean[name], word, f"{told}; poor below {POOR}, excellent from {EXCELLENT}, else good"
+        share = number.map(lambda recall: recall / (floor or 1.0))
+        told = f"recall {number}, {share} of what as many real examples have"
+    words = share.words("poor", (POOR, "good"), (EXCELLENT, "excellent"))
+    rule = f"poor below {POOR}, excellent from {EXCELLENT}, else good"
+    return Judgement(name, number.value, words, f"{told}; {rule}")
 
 
-def _likelihood(mean: Mapping[str, float], context: Mapping[str, Any]) -> Said:
-    if not context["finished"] or not context["likelihoods"]:
-        return "bits_per_dim", None, None, "no run was finished, or no likelihood of any recipe was measured"
+def _likelihood(recipe: Recipe) -> Judgement:
+    if not recipe.finished or not recipe.likelihoods:
+        why = "no run was finished, or no likelihood of any recipe was measured"
+        return Judgement("bits_per_dim", None, set(), why)
     for name in ("exact_bits_per_dim", "exact_nats"):
-        if name in mean:
-            return name, mean[name], "exact with effort", "by the probability flow"
+        if name in recipe.numbers:
+            return Judgement(name, recipe.numbers[name].value, {"exact with effort"}, "by the probability flow")
     for name in ("bits_per_dim", "nats"):
-        if name in mean:
-            flows = context["family"] == "diffusion"
-            return name, mean[name], "lower bound", "a bound" + (EXACT if flows else "")
-    return "bits_per_dim", None, "none", "the model gives no density, nor a bound of it"
+        if name in recipe.numbers:
+            why = "a bound" + (EXACT if recipe.family == "diffusion" else "")
+            return Judgement(name, recipe.numbers[name].value, {"lower bound"}, why)
+    return Judgement("bits_per_dim", None, {"none"}, "the model gives no density, nor a bound of it")
 
 
 _JUDGES = {
@@ -122,55 +207,60 @@ _JUDGES = {
 }
 
 
-def _verdict(axis: str, usual: str, word: str | None) -> str:
-    if word is None:
+def _verdict(axis: str, usual: str | None, words: set[str]) -> str:
+    if not words or (usual == "exact with effort" and words == {"lower bound"}):
         return "not measured"
-    if word == usual or (axis == "coverage" and usual == "good" and word == "excellent"):
+    if usual is None:
+        return "no usual word"
+    # Good is the least that is said of it.
+    fitting = {"good", "excellent"} if (axis, usual) == ("coverage", "good") else {usual}
+    if words <= fitting:
         return "confirmed"
-    if usual == "exact with effort" and word == "lower bound":
-        return "not measured"
-    return "contradicted"
+    return "undecided" if words & fitting else "contradicted"
 
 
-def adjectives(recipes: Sequence[Mapping[str, Any]], real: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What the usual table says of each recipe of a pure family, the number, and the verdict.
+def verdicts(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is measured of each recipe on each axis, in a word, and whether the usual word agrees.
 
-    Arguments: recipes, of the report, with their summaries; real, the figures of real examples.
+    Each entry: axis, recipe; usual, the family's word, or None of a hybrid; metric, value; word, None where it was not
+    measured or the interval leaves it open; verdict, one of confirmed, contradicted, undecided (the 95% interval, over
+    seeds by Student's t, of one seed the figure's own, spans the limit), not measured, no usual word; because.
+    Coverage is held against the floor at the samples' own number. The std over seeds has the interval of a χ².
+    Arguments: recipes, of the report, with their families, runs and summaries.
     """
-    means = [
-        {name: one["mean"] for name, one in recipe["summary"].items() if isinstance(one["mean"], float | int)}
-        for recipe in recipes
-    ]
-    likelihoods = any(name in mean for mean in means for name in ("bits_per_dim", "nats"))
-    fastest = max((mean.get("samples_per_second", 0.0) for mean in means), default=0.0)
-    found = []
+    every = [_numbers(recipe) for recipe in recipes]
+    likelihoods = any(name in numbers for numbers in every for name in ("bits_per_dim", "nats"))
+    rates = [numbers["samples_per_second"].value for numbers in every if "samples_per_second" in numbers]
+    entries = []
     for axis, usual in USUAL.items():
-        for recipe, mean in zip(recipes, means):
-            kind = family(recipe["recipe"])
-            if kind not in usual or not mean:
+        for recipe, numbers in zip(recipes, every):
+            if not numbers:
                 continue
+            kind = str(recipe.get("family"))
+            runs = 1
+            if "spread" in numbers:
+                runs = int(recipe["summary"]["spread"]["runs"])
+                share = numbers["spread"].value
+                numbers = {**numbers, "spread": Number(share, *deviation_interval(share, runs))}
             finished = recipe["state"] in ("finished", "partial")
-            context = {
-                "fastest": fastest,
-                "real": real,
-                "finished": finished,
-                "likelihoods": likelihoods,
-                "family": kind,
-            }
-            metric, value, word, because = _JUDGES[axis](mean, context)
-            expected = usual[kind]
-            verdict = _verdict(axis, expected, word)
+            given = Recipe(numbers, runs, max(rates, default=0.0), finished, likelihoods, kind)
+            judgement, expected = _JUDGES[axis](given), usual.get(kind)
+            verdict, because = _verdict(axis, expected, judgement.words), judgement.because
+            words = " or ".join(sorted(judgement.words))
             if verdict == "contradicted":
-                because = f"{word}, not {expected}: {because}"
-            found.append(
+                because = f"{words}, not {expected}: {because}"
+            elif len(judgement.words) > 1:
+                because = f"{words}, the interval spans a limit: {because}"
+            entries.append(
                 {
                     "axis": axis,
                     "usual": expected,
                     "recipe": recipe["recipe"],
-                    "metric": metric,
-                    "value": value,
+                    "metric": judgement.metric,
+                    "value": judgement.value,
+                    "word": words if len(judgement.words) == 1 else None,
                     "verdict": verdict,
                     "because": because,
                 }
             )
-    return found
+    return entries

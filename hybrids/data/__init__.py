@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..own import is_own, own
 from .arrays import SUFFIXES, arrays
 from .augment import Augment
 from .curves import Curves, swiss_roll, two_moons
@@ -61,7 +62,9 @@ def load_data(
     skip_bad_images: int = 0,
     workers: int = 2,
 ) -> Data:
-    """The data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images or a file of `arrays` by its path.
+    """Return the data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images or a file of `arrays`.
+
+    FILE.py:NAME is a data set of one's own: a function of no arguments that returns `Data`; the file is run.
 
     Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1); horizontal_flip and
     crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `load_encoded`.
@@ -92,6 +95,8 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         if resolution is not None or channels is not None:
             raise ValueError(f"--data {name} holds points, not images: drop --resolution and --channels")
         return _points(name, POINTS[name]())
+    if is_own(name):
+        return _own(name, resolution, channels)
     if name.startswith("hub:"):
         return hub(name, resolution, channels, skip_bad_images, workers)
     path = Path(name).expanduser()
@@ -99,13 +104,26 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
-            f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; a folder of "
-            f"images ({', '.join(EXTENSIONS)}) or a file of arrays ({', '.join(SUFFIXES)}), but {path.resolve()} is "
-            "not there"
+            f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; FILE.py:FUNCTION; "
+            f"a folder of images ({', '.join(EXTENSIONS)}) or a file of arrays ({', '.join(SUFFIXES)}), but "
+            f"{path.resolve()} is not there"
         )
     if path.suffix in SUFFIXES and not path.is_dir():
         return arrays(path, resolution, channels)
     return folder(path, resolution, channels, skip_bad_images, workers)
+
+
+def _own(name: str, resolution: int | None, channels: int | None) -> Data:
+    """Return the data set that FILE.py:NAME makes, under that name; its images have the size that they have."""
+    make = own(name)
+    data = make() if callable(make) else make
+    if not isinstance(data, Data):
+        raise ValueError(f"--data {name} must return a Data, such as Data.from_tensor(x); got {type(data).__name__}")
+    size = (data.shape[-1], data.shape[0]) if data.is_image else (None, None)
+    if resolution not in (None, size[0]) or channels not in (None, size[1]):
+        raise ValueError(f"--data {name} is {data.shape}: drop --resolution and --channels")
+    path, _, function = name.rpartition(":")
+    return replace(data, name=f"{Path(path).expanduser().resolve()}:{function}")
 
 
 def _points(name: str, density: Density) -> Data:

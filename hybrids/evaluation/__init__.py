@@ -6,14 +6,14 @@ import torch
 
 from ..data import Data, Mixture
 from ..modes import own_random_numbers
-from .importance import importance_weighted
-from .likelihood import Scorer, likelihood
-from .metrics import METRICS, Figure, Metric, measure, measured_real, measured_samples
+from .likelihood import Scorer, importance_weighted, likelihood
+from .metrics import METRICS, Figure, Figures, Metric, measure, measured_real, measured_samples
 from .samples.recognition import agreement, coverage, stacked_coverage
 
 __all__ = [
     "METRICS",
     "Figure",
+    "Figures",
     "Metric",
     "Scorer",
     "agreement",

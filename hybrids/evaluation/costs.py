@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..critic import Critic
 from ..game import frozen
-from ..models import GAN, VAE, AdversarialDiffusion, Autoencoder, Diffusion, HierarchicalVAE, LatentModel
-from ..models.hierarchical import DiffusionLadder
-from ..modes import device_of, own_random_numbers
+from ..models.model import offered
+from ..modes import evaluating, untouched
 
 if TYPE_CHECKING:
     from ..data import Data
@@ -29,13 +27,15 @@ __all__ = [
     "parameters",
     "peak_memory",
     "rate",
-    "untouched",
 ]
 
 
-def parameters(module: nn.Module) -> int:
-    """How many numbers its parameters are, shared ones once, trained or not."""
-    return sum(p.numel() for p in module.parameters())
+def parameters(model: Any) -> int:
+    """Return how many numbers its parameters are, shared ones once, trained or not.
+
+    Raises NotOffered for a model that is no Module and has no `parameters()`.
+    """
+    return sum(p.numel() for p in offered(model, "parameters")())
 
 
 # Sampling.
@@ -60,13 +60,13 @@ def evaluations(model: Any, n: int, seed: int = 0, **given: Any) -> float:
 def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict[str, float]:
     """Examples that go through the model's outermost networks in model.sample(n, **given), over n.
 
-    One evaluation is one example in one call, so that guidance in one doubled batch is two. The networks: a denoiser's
-    backbone ("backbone", T evaluations of a chain of T steps), a GAN's generator ("generator", 1), a VAE's or an
-    autoencoder's decoder ("decoder", 1); a learned ladder is one network with its last decoder. Latent models have
-    those of the second stage and the first stage's decoder, which is smaller or larger than the second stage's network:
-    `flops_per_sample` compares. Raises TypeError for a model that is none of these.
+    One evaluation is one example in one call, so that guidance in one doubled batch is two. The networks are those that
+    the model's `networks()` names: a denoiser's backbone (T evaluations of a chain of T steps), a GAN's generator (1),
+    the decoder of a VAE or an autoencoder (1); a learned ladder is one network with its last decoder. Latent models
+    have those of the second stage and the first stage's decoder, which is smaller or larger than the second stage's
+    network: `flops_per_sample` compares. Raises NotOffered for a model that names none.
     """
-    networks = _networks(model)
+    networks = offered(model, "networks")()
     seen = dict.fromkeys(networks, 0)
 
     def hook(name: str) -> Callable[..., None]:
@@ -83,32 +83,6 @@ def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict
         for each in hooks:
             each.remove()
     return {name: count / n for name, count in seen.items()}
-
-
-def _networks(model: Any) -> dict[str, nn.Module]:
-    """The outermost networks that sampling goes through."""
-    if isinstance(model, LatentModel):
-        return {**_inner(model.second), "decoder": model.first.decoder}
-    if isinstance(model, Diffusion | AdversarialDiffusion):
-        return {"backbone": model.denoiser.backbone}
-    if isinstance(model, GAN):
-        return {"generator": model.generator}
-    if isinstance(model, VAE):
-        learned = isinstance(model.prior, nn.Module) and parameters(model.prior) > 0
-        return {**(_inner(model.prior) if learned else {}), "decoder": model.decoder}
-    if isinstance(model, Autoencoder):
-        return {"decoder": model.decoder}
-    if isinstance(model, HierarchicalVAE):
-        if isinstance(model.ladder, DiffusionLadder):
-            return {"backbone": model.ladder.denoiser.backbone}
-        return {"decoder": model.decoder}
-    raise TypeError(f"model must be one of hybrids.models, whose networks are known; got {type(model).__name__}")
-
-
-def _inner(model: Any) -> dict[str, nn.Module]:
-    """The networks of a prior or a second stage, which may have a decoder of its own: inner_decoder."""
-    found = _networks(model)
-    return {f"inner_{name}" if name.endswith("decoder") else name: network for name, network in found.items()}
 
 
 def rate(model: Any, n: int, device: torch.device | str = "cpu", seed: int = 0, **given: Any) -> float:
@@ -159,7 +133,7 @@ def flops_per_step(stage: "Stage", batch: Batch, step: int = 0) -> float:
     Raises ValueError, naming the player, for a loss that does not depend on what it moves.
     """
     root = stage.root()
-    lazy = [module.lazy for module in root.modules() if isinstance(module, Critic)]
+    lazy: list[Any] = [module.lazy for module in root.modules() if hasattr(module, "lazy")]
     periods = [player.every for player in stage.players], lazy
     cycle = math.lcm(*periods[0], *periods[1])
     # Steps are of few kinds, and one of each is played.
@@ -206,44 +180,12 @@ def batch_of(stage: "Stage", data: "Data", batch_size: int, device: torch.device
     return next(iter(batches))
 
 
-# What is changed, and put back.
-
-
-@contextmanager
-def untouched(module: nn.Module) -> Iterator[torch.device]:
-    """Afterwards a module's gradients, buffers, modes and plain settings are what they were, whatever was done inside.
-
-    So are torch's random numbers, of the CPU and of its device, which is yielded. Parameters are not looked after.
-    """
-    device = device_of(module)
-    plain = [
-        (vars(m), {k: v for k, v in vars(m).items() if isinstance(v, bool | int | float)}) for m in module.modules()
-    ]
-    buffers = [(m._buffers, k, b, b.clone()) for m in module.modules() for k, b in m._buffers.items() if b is not None]
-    gradients = [(p, p.grad) for p in module.parameters()]
-    for p, _ in gradients:
-        p.grad = None
-    with own_random_numbers(device):
-        try:
-            yield device
-        finally:
-            for settings, values in plain:
-                settings.update(values)
-            with torch.no_grad():
-                for held, name, buffer, before in buffers:
-                    held[name] = buffer
-                    buffer.copy_(before)
-            for p, gradient in gradients:
-                p.grad = gradient
-
-
 @contextmanager
 def _sampling(model: Any, n: int) -> Iterator[torch.device]:
     """The model in eval mode and without gradients; its device."""
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}")
-    with untouched(model) as device, torch.no_grad():
-        model.eval()
+    with untouched(model) as device, evaluating(model), torch.no_grad():
         yield device
 
 

@@ -10,11 +10,9 @@ from torch import Tensor
 from components.distributions import check_grid
 from components.losses import TimeSampler
 
-from ..models.parts import implicit
-from ..models.vae import VAE
-from .importance import importance_weighted, rows_of
+from ..models.model import NotOffered, implicit
 
-__all__ = ["Scorer", "likelihood"]
+__all__ = ["Scorer", "importance_weighted", "likelihood", "measured_times"]
 
 Found = float | str | list[float]
 DEQUANTIZATIONS = {
@@ -45,7 +43,7 @@ class Scorer:
         dequantization: of grey levels for the flow, as in `Diffusion.log_prob`.
         bound: whether to draw the bound at all; a flow that starts clean in continuous time has none.
         rows: examples that go through the model at once.
-    Raises TypeError, saying what to use instead, for an implicit model, and where the model lacks what is asked for;
+    Raises NotOffered, saying what to use instead, for an implicit model, and where the model lacks what is asked for;
     ValueError for numbers that are none.
     """
 
@@ -75,7 +73,7 @@ class Scorer:
         if per_level and not (every_level and hasattr(self.model, "rates")):
             raise ValueError(f"per_level needs every_level and a diffusion; got a {type(self.model).__name__}")
         if importance_samples and not hasattr(self.model, "log_weight"):
-            raise TypeError(f"importance_samples needs a model with log_weight; {_name(model)} has none")
+            raise NotOffered(f"importance_samples needs a model with log_weight; {_name(model)} has none")
         self.repeats, self.every_level, self.per_level, self.times = repeats, every_level, per_level, times
         self.importance_samples, self.dequantization, self.bound, self.rows = (
             importance_samples, dequantization, bound, rows
@@ -83,10 +81,9 @@ class Scorer:
         self.grey_levels: int | None = getattr(self.model, "grey_levels", None)
         self.flow = None
         if flow is not None:
-            flowing = self.model.prior if isinstance(self.model, VAE) else self.model
-            if not hasattr(flowing, "flow"):
-                raise TypeError(f"flow needs a Diffusion, or a VAE whose prior is one; got {_name(model)}")
-            self.flow = flowing.flow(**flow)
+            if not hasattr(self.model, "flow"):
+                raise NotOffered(f"flow needs a Diffusion, or a VAE whose prior is one; got {_name(model)}")
+            self.flow = self.model.flow(**flow)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, cond: Any = None) -> dict[str, Tensor]:
@@ -114,7 +111,7 @@ class Scorer:
             log_p, effective = importance_weighted(self.model, x, self.importance_samples, cond, self.rows)
             found |= {"importance_nats": -log_p, "importance_effective_samples": effective}
         if self.flow is not None:
-            found["ode_nats"] = -self._flow(x, cond)
+            found["ode_nats"] = -self.model.log_prob(x, cond, self.flow, self.dequantization)
             found["ode_evaluations"] = torch.full((len(x),), float(self.flow.evaluations), dtype=torch.float64)
         return {name: values.double().cpu() for name, values in found.items()}
 
@@ -134,13 +131,6 @@ class Scorer:
             "nats": terms.per_example,
             **{f"nats_{name}": float(weight) * values for name, (weight, values) in terms.items()},
         }
-
-    def _flow(self, x: Tensor, cond: Any) -> Tensor:
-        """log p(x) by the flow, or of a VAE log p(x|z) + log p(z) - log q(z|x), z ~ q, log p(z) by the flow."""
-        if not isinstance(self.model, VAE):
-            return self.model.log_prob(x, cond, self.flow, self.dequantization)
-        q, z, p = self.model(x, cond)
-        return p.log_prob(x).double() + self.model.prior.log_prob(z, cond, self.flow) - q.log_prob(z).double()
 
     def summary(self, values: Sequence[Mapping[str, Tensor]], d: int) -> dict[str, Found]:
         """Means over all examples, their standard errors, and what they are of: see `likelihood`.
@@ -184,7 +174,8 @@ class Scorer:
         if self.flow is None:
             return {}
         flow = self.flow
-        kind = "latent" if isinstance(self.model, VAE) else "none" if self.grey_levels is None else self.dequantization
+        own = "none" if self.grey_levels is None else self.dequantization
+        kind = getattr(self.model, "flow_dequantization", own)
         divergence = "exact" if flow.divergence == "exact" else f"Hutchinson, {flow.probes} {flow.divergence} probe(s)"
         found: dict[str, Found] = {
             "ode_method": flow.method,
@@ -209,7 +200,7 @@ def likelihood(
     with its solver, tolerances and the number of evaluations.
     Random levels are averaged over at least `draws` examples, the set repeated as often as that takes.
     importance_times: draw a diffusion's levels where the bound is large, as measured on up to 512 of x.
-    Raises TypeError for an implicit model, ValueError for x that is not finite or off the grid.
+    Raises NotOffered for an implicit model, ValueError for x that is not finite or off the grid.
     """
     if "repeats" not in settings:
         settings["repeats"] = 1 if settings.get("every_level") else max(1, math.ceil(draws / len(x)))
@@ -220,9 +211,9 @@ def likelihood(
 
 
 def measured_times(model: Any, x: Tensor, cond: Any = None, examples: int = 512) -> TimeSampler:
-    """`Diffusion.proposal` of the first examples of x. Raises TypeError for a model without levels in time."""
+    """`Diffusion.proposal` of the first examples of x. Raises NotOffered for a model without levels in time."""
     if not hasattr(model, "proposal"):
-        raise TypeError(f"importance_times are of a Diffusion; got {_name(model)}")
+        raise NotOffered(f"importance_times are of a Diffusion; got {_name(model)}")
     return model.proposal(x[:examples], rows_of(cond, slice(examples)))
 
 
@@ -238,5 +229,57 @@ def _explicit(model: Any) -> Any:
         raise implicit(model)
     second = model.second
     if not hasattr(second, "nll"):
-        raise TypeError(f"{_name(model)} cannot be scored: its second stage cannot. {implicit(second)}")
+        raise NotOffered(f"{_name(model)} cannot be scored: its second stage cannot. {implicit(second)}")
     return model.vae()
+
+
+# The importance-weighted bound.
+
+
+@torch.no_grad()
+def importance_weighted(
+    model: Any, x: Tensor, samples: int, cond: Any = None, rows: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Return log (1/K) Σ_k w_k, K = samples, and the effective number of samples (Σ w)²/Σ w²: (B,) nats, (B,), float64.
+
+    w_k = p(x, z_k)/q(z_k|x), z_k ~ q. In expectation a bound on log p(x) from below: the ELBO at K = 1, never falling
+    in K, tight as K grows, and exact at any K where q(z|x) is p(z|x). Burda 2015, 1509.00519, theorem 1.
+    The logarithms of sums are carried along, so that memory is that of `rows` examples whatever B and K.
+    Arguments: model, which offers log_weight(x, cond) (B,); x (B, *event); cond, of as many rows, or None.
+    Raises NotOffered for a model that offers none, ValueError for samples < 1.
+    """
+    if not hasattr(model, "log_weight"):
+        name = type(model).__name__
+        raise NotOffered(f"model must offer log_weight for an importance-weighted bound; {name} does not")
+    if samples < 1 or rows < 1:
+        raise ValueError(f"samples and rows must be at least 1; got {samples} and {rows}")
+    sums, squares = [], []
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        some, given = x[part], rows_of(cond, part)
+        total = torch.full((len(some),), -math.inf, dtype=torch.float64, device=x.device)
+        square, left = total, samples
+        while left > 0:
+            k = min(left, max(1, rows // len(some)))
+            w = model.log_weight(some.repeat(k, *[1] * (x.ndim - 1)), repeated(given, k)).double().view(k, -1)
+            total = torch.logaddexp(total, w.logsumexp(0))
+            square = torch.logaddexp(square, (2 * w).logsumexp(0))
+            left -= k
+        sums.append(total)
+        squares.append(square)
+    log_sum = torch.cat(sums)
+    return log_sum - math.log(samples), (2 * log_sum - torch.cat(squares)).exp()
+
+
+def rows_of(cond: Any, part: slice) -> Any:
+    """Some rows of a condition: of labels (B,), or of tokens and their mask."""
+    if isinstance(cond, tuple):
+        return tuple(rows_of(each, part) for each in cond)
+    return None if cond is None else cond[part]
+
+
+def repeated(cond: Any, k: int) -> Any:
+    """A condition k times, one after the other."""
+    if isinstance(cond, tuple):
+        return tuple(repeated(each, k) for each in cond)
+    return None if cond is None else cond.repeat(k, *[1] * (cond.ndim - 1))

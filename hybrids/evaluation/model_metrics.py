@@ -9,7 +9,22 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from .figures import Figure, Unavailable, mean_of
+from .costs import evaluations, flops_per_sample, parameters, rate
+from .figures import Figure, Unavailable, mean_of, proportion_interval
+from .latents import (
+    Latents,
+    active_units,
+    decode,
+    encode,
+    flat,
+    invert,
+    is_noise,
+    latents,
+    probe,
+    shaped,
+    smoothness,
+)
+from .likelihood import likelihood
 from .samples.features import Features
 from .samples.reference import training_examples
 
@@ -35,74 +50,60 @@ class Subject:
     samples: int
 
     def held_out(self, n: int) -> Tensor:
-        """The first n held-out examples, on the model's device."""
+        """Return the first n held-out examples, on the model's device."""
         if self.data.held_out is None or len(self.data.held_out) < 2:
             raise Unavailable(f"{self.data.name} has no held-out examples")
         return self.data.decode(self.data.held_out[:n]).to(self.device)
 
-    @cached_property
-    def encoded(self) -> tuple[Tensor, Tensor]:
-        """Held-out examples and their latents: of the encoder, the inverted chain, or a search."""
-        from ..models import Diffusion
-        from .latents import control
-
-        searched = self.searched
-        x = self.held_out(SEARCHED if searched or isinstance(self.model, Diffusion) else EXAMPLES)
-        return x, control.latents(self.model, x, **(SEARCH if searched else {}))
-
     @property
     def searched(self) -> bool:
-        """Whether latents have to be searched for. Raises Unavailable for a model whose latents are not known."""
-        from .latents.control import encode
+        """Whether latents have to be searched for."""
+        return not hasattr(self.model, "encode") and is_noise(self.model)
 
-        try:
-            return encode(self.model, self.held_out(2)) is None
-        except TypeError as error:
-            raise Unavailable(str(error)) from error
+    @property
+    def steps(self) -> int | None:
+        """Steps of a sampler by which latents are found; None where an encoder finds them in one pass."""
+        return getattr(self.model, "sample_steps", None)
+
+    @cached_property
+    def encoded(self) -> tuple[Tensor, Latents]:
+        """Held-out examples and their latents: of the encoder, the inverted chain, or a search."""
+        x = self.held_out(SEARCHED if self.searched or self.steps is not None else EXAMPLES)
+        return x, latents(self.model, x, **(SEARCH if self.searched else {}))
 
     @cached_property
     def probed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of training examples, their latents, and those of the first held-out ones."""
-        from ..models import AdversarialDiffusion, Diffusion
-        from .latents import control
-
-        if isinstance(self.model, AdversarialDiffusion):
-            raise Unavailable("all the noise of an AdversarialDiffusion's chain is more numbers than an example has")
+        """Indices of training examples, their latents (N, d), and those of the first held-out ones."""
+        if self.searched and isinstance(self.model.noise(1), tuple):
+            name = type(self.model).__name__
+            raise Unavailable(f"all the noise of the chain of {name} is more numbers than an example has")
         index = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))[:PROBED]
         parts = [training_examples(self.data, index).to(self.device), self.held_out(PROBED_HELD_OUT)]
-        searched = self.searched
-        steps = min(self.model.sample_steps, MOST_INVERSION_STEPS) if isinstance(self.model, Diffusion) else None
-        z, z_held = (
-            control.invert(self.model, x, **PROBE_SEARCH) if searched else control.encode(self.model, x, steps)
-            for x in parts
-        )
-        assert z is not None and z_held is not None
-        return index, z.cpu(), z_held.cpu()
+        how: dict[str, Any] = PROBE_SEARCH if self.searched else {}
+        if self.steps is not None:
+            how = {"steps": min(self.steps, MOST_INVERSION_STEPS)}
+        find = invert if self.searched else encode
+        z, z_held = (flat(find(self.model, x, **how)).cpu() for x in parts)
+        return index, z, z_held
 
     @cached_property
     def likelihood(self) -> dict[str, Any]:
-        from .likelihood import likelihood
-
         try:
             return likelihood(self.model, self.held_out(SCORED))
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise Unavailable(str(error)) from error
 
 
 def _reconstruction(subject: Subject) -> Figure:
-    from .latents import control
-
     x, z = subject.encoded
     with torch.no_grad():
-        squares = (control.decode(subject.model, z).double() - x.double()).square().flatten(1).mean(1)
+        squares = (decode(subject.model, z).double() - x.double()).square().flatten(1).mean(1)
     found = mean_of(squares)
     low, high = max(found.low or 0.0, 0.0), found.high or 0.0
     return Figure(found.value**0.5, None, low**0.5, high**0.5)
 
 
 def _probe(subject: Subject) -> Figure:
-    from .latents.control import probe
-
     data = subject.data
     if data.labels is None or data.held_out_labels is None:
         raise Unavailable(f"{data.name} has no labels")
@@ -111,15 +112,12 @@ def _probe(subject: Subject) -> Figure:
     index, z, z_held = subject.probed
     y, y_held = data.labels[index], data.held_out_labels[: len(z_held)]
     share = probe(z, y, z_held, y_held)
-    error = (share * (1 - share) / len(y_held)) ** 0.5
     # Guessing the most common label.
     guess = (y_held == y.mode().values).double().mean().item()
-    return Figure(share, guess, max(share - 1.96 * error, 0.0), min(share + 1.96 * error, 1.0))
+    return Figure(share, guess, *proportion_interval(share, len(y_held)), (guess * (1 - guess) / len(y_held)) ** 0.5)
 
 
 def _probe_factors(subject: Subject) -> Figure:
-    from .latents.control import probe
-
     data = subject.data
     if data.factors is None or data.held_out_factors is None:
         raise Unavailable(f"{data.name} has no factors that are known")
@@ -131,25 +129,20 @@ def _probe_factors(subject: Subject) -> Figure:
 
 
 def _smoothness(subject: Subject) -> Figure:
-    from .latents import control
-
     _, z = subject.encoded
-    half = min(PATHS, len(z) // 2)
+    all_ = flat(z)
+    half = min(PATHS, len(all_) // 2)
     if half < 1:
         raise Unavailable("it needs two held-out examples")
-    seen = subject.features()
+    features = subject.features()
+    a, b = (shaped(part, z) for part in (all_[:half], all_[half : 2 * half]))
     with torch.no_grad():
-        value = control.smoothness(subject.model, z[:half], z[half : 2 * half], lambda x: seen(x.cpu()))
+        value = smoothness(subject.model, a, b, lambda x: features(x.cpu()))
     return Figure(value, 1.0)
 
 
 def _active_units(subject: Subject) -> Figure:
-    from .latents.control import active_units
-
-    found = active_units(subject.model, subject.held_out(SCORED))
-    if found is None:
-        raise Unavailable(f"a {type(subject.model).__name__} has no learned q(z|x)")
-    return Figure(float(found))
+    return Figure(float(active_units(subject.model, subject.held_out(SCORED))))
 
 
 def _bits_per_dim(subject: Subject) -> Figure:
@@ -170,21 +163,19 @@ def _nats(subject: Subject) -> Figure:
 
 
 def _samples_per_second(subject: Subject) -> Figure:
-    from .costs import rate
-
     return Figure(rate(subject.model, min(TIMED, subject.samples), subject.device))
 
 
-def _cost(name: str, **n: int) -> Callable[[Subject], Figure]:
-    def measured(subject: Subject) -> Figure:
-        from . import costs
+def _evaluations(subject: Subject) -> Figure:
+    return Figure(evaluations(subject.model, COUNTED))
 
-        try:
-            return Figure(float(getattr(costs, name)(subject.model, **n)))
-        except TypeError as error:
-            raise Unavailable(str(error)) from error
 
-    return measured
+def _flops(subject: Subject) -> Figure:
+    return Figure(flops_per_sample(subject.model, COUNTED))
+
+
+def _parameters(subject: Subject) -> Figure:
+    return Figure(float(parameters(subject.model)))
 
 
 OF_MODELS: dict[str, Callable[[Subject], Figure]] = {
@@ -196,7 +187,7 @@ OF_MODELS: dict[str, Callable[[Subject], Figure]] = {
     "bits_per_dim": _bits_per_dim,
     "nats": _nats,
     "samples_per_second": _samples_per_second,
-    "evaluations": _cost("evaluations", n=COUNTED),
-    "flops_per_sample": _cost("flops_per_sample", n=COUNTED),
-    "parameters": _cost("parameters"),
+    "evaluations": _evaluations,
+    "flops_per_sample": _flops,
+    "parameters": _parameters,
 }

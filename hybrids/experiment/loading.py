@@ -1,9 +1,7 @@
 """Bring any run back in one line."""
 
-import importlib.util
 import os
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data import Data, load_data
+from ..own import is_own, load_module
 from ..refusal import Refusal, asked
 from . import checkpoint as disk
 from .fields import settings_of
@@ -22,26 +21,22 @@ __all__ = ["checkpoint_of", "data_of", "load", "load_recipe"]
 
 
 def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> ModuleType:
-    """The module of `recipes/NAME.py`, beside this package or in the current folder, or of a file the user names.
+    """Return the module of the project's own `recipes/NAME.py`, or of a file that the user names.
 
-    A run records a name only, and only a plain one is looked up: a path read from a run folder is never executed.
+    A run records a name only, and only a plain one is looked up, beside this package: neither a path that is read from
+    a run folder nor a file of the current folder is ever executed. Raises Refusal where there is none.
     """
     if file is None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise Refusal(
             f"a run's recipe must be a plain name to be looked up; got {name!r}; give its file: --recipe FILE"
         )
-    places = [Path(__file__).parents[2] / "recipes", Path.cwd() / "recipes"]
-    found = [place / f"{name}.py" for place in places] if file is None else [Path(file)]
-    path = next((candidate for candidate in found if candidate.is_file()), None)
-    if path is None:
-        raise Refusal(f"recipe {name!r} is not in {', '.join(map(str, places))}; give its file with --recipe FILE")
-    spec = importlib.util.spec_from_file_location(f"hybrids_recipe_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by name while they are made.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    place = Path(__file__).parents[2] / "recipes"
+    path = place / f"{name}.py" if file is None else Path(file)
+    if not path.is_file():
+        where = f"is not in {place}" if file is None else f"has no file {path}"
+        raise Refusal(f"recipe {name!r} {where}; give its file with --recipe FILE")
+    with asked(f"recipe {path}"):
+        return load_module(path)
 
 
 def checkpoint_of(run: str | os.PathLike[str]) -> Path:
@@ -53,9 +48,20 @@ def checkpoint_of(run: str | os.PathLike[str]) -> Path:
     return source
 
 
-def data_of(checkpoint: Path) -> Data:
-    """The data set that a checkpoint's run was trained on, its examples as they are, without augmentation."""
+def data_of(checkpoint: Path, data: str | None = None) -> Data:
+    """Return the data set that a checkpoint's run was trained on, its examples as they are, without augmentation.
+
+    Arguments: data, instead of what the run says; a run of data of one's own, FILE.py:NAME, needs it, since a file that
+    a run names is not executed. Raises Refusal where it is missing.
+    """
     settings = disk.load_manifest(checkpoint)["card"]["settings"]
+    if data is not None:
+        settings = {**settings, "data": data}
+    elif is_own(str(settings["data"])):
+        raise Refusal(
+            f"{checkpoint}: its data are made by a Python file, which is only run where you name it: "
+            f"--data {settings['data']}"
+        )
     names = ("resolution", "channels", "skip_bad_images", "workers")
     with asked("data"):
         return load_data(settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None})

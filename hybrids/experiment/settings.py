@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from ..own import is_own
 from ..refusal import Refusal, is_main, refusing
 from .fields import setting, settings_of
 from .sources import help_text, read_arguments, read_file
@@ -39,7 +40,10 @@ class Settings:
     structural: ClassVar[tuple[str, ...]] = ()
     """Settings that decide what the weights mean though not their shapes: a resume may not change them."""
 
-    data: str = setting("digits", "A data set by name, hub:OWNER/NAME, or the path of images' folder or arrays' file.")
+    data: str = setting(
+        "digits",
+        "A data set by name, hub:OWNER/NAME, the path of a folder of images or a file of arrays, or FILE.py:FUNCTION.",
+    )
     resolution: int | None = setting(None, "Height and width of the images; none: the data set's own.", at_least=1)
     channels: int | None = setting(None, "Channels of the images; none: the data set's own.", at_least=1)
     horizontal_flip: bool = setting(False, "Mirror every other image of a training batch, on average.")
@@ -103,6 +107,12 @@ def parse(cls: type[S], argv: Sequence[str] | None, recipe: str) -> S:
     entries, config, errors = read_arguments(words, known)
     if config is not None:
         from_file, file_errors = read_file(Path(config), recipe, known)
+        given = {name for _, name, _ in entries}
+        file_errors += [
+            f"{where}: {value} is a Python file, which is only run where you name it: --data {value}"
+            for where, name, value in from_file
+            if name == "data" and isinstance(value, str) and is_own(value) and name not in given
+        ]
         entries, errors = from_file + entries, file_errors + errors
     values: dict[str, Any] = {}
     refused: set[str] = set()

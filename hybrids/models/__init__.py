@@ -6,7 +6,8 @@ from .diffusion import Diffusion
 from .gan import GAN
 from .hierarchical import HierarchicalVAE
 from .latent import LatentModel
-from .rates import Model, StandardNormal, rate
+from .model import Model, NotOffered
+from .rates import StandardNormal, rate
 from .vae import VAE
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "HierarchicalVAE",
     "LatentModel",
     "Model",
+    "NotOffered",
     "StandardNormal",
     "rate",
 ]

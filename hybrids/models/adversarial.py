@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from components.denoisers import Denoiser
+from components.distributions import Delta, Normal
 from components.precision import widest
 
 from ..critic import Critic, check_critic
-from ..modes import evaluating
+from ..modes import device_of, evaluating
 from ..terms import Terms
-from .parts import implicit
+from .model import implicit
 
 __all__ = ["AdversarialDiffusion"]
 
@@ -135,15 +136,41 @@ class AdversarialDiffusion(nn.Module):
         return self.critic.tell(x_s, fake, step=step, **self._given(x_t, t, cond))
 
     def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
-        """Raises TypeError: there is none."""
+        """Raises NotOffered: there is none."""
         raise implicit(self)
 
     @torch.no_grad()
     def sample(self, n: int, cond: Any = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, *shape): noise, then T draws from p(x_s|x_t), the last of which is x̂ itself."""
-        device = next(self.parameters(), torch.zeros(())).device
-        x = self.denoiser.schedule.terminal_std * torch.randn(n, *self.shape, generator=generator, device=device)
+        return self.decode(self.noise(n, generator), cond).mean
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """Draw all the noise of n samples, each N(0, I), in its order: that of x_1, and of each step z and x_s.
+
+        x_1 and x_s are (n, *shape), z (n, latent) where G takes it; the last step ends at x̂ and has no noise of x_s.
+        """
+        device = device_of(self)
+        sizes = [self.shape]
         for i in reversed(range(self.timesteps)):
-            s, t = i / self.timesteps, (i + 1) / self.timesteps
-            x = self.denoiser.reverse(x, s, t, cond, **self._latent(x, generator)).rsample(generator)
-        return x
+            sizes += [] if self.latent is None else [(self.latent,)]
+            sizes += [self.shape] if i else []
+        return tuple(torch.randn(n, *size, generator=generator, device=device) for size in sizes)
+
+    def decode(self, z: tuple[Tensor, ...], cond: Any = None) -> Delta:
+        """Return the sample that is made of all its noise, as `noise` draws it: differentiable in it.
+
+        Raises ValueError for another number of parts.
+        """
+        if len(z) != (many := self.timesteps * (1 if self.latent is None else 2)):
+            raise ValueError(f"z must be of {many} parts, as noise(n) draws them; got {len(z)}")
+        parts = iter(z)
+        x = self.denoiser.schedule.terminal_std * next(parts)
+        for i in reversed(range(self.timesteps)):
+            given = {} if self.latent is None else {"z": next(parts)}
+            p = self.denoiser.reverse(x, i / self.timesteps, (i + 1) / self.timesteps, cond, **given)
+            x = p.mean + p.std * next(parts) if isinstance(p, Normal) else p.mean
+        return Delta(x)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the denoiser's backbone."""
+        return {"backbone": self.denoiser.backbone}

@@ -95,10 +95,14 @@ class Autoencoder(nn.Module):
         """What the autoencoder's player moves; the critic's moves `critic`."""
         return [self.encoder, self.decoder, *([] if self.bottleneck is None else [self.bottleneck])]
 
-    def encode(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
+    def posterior(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
         """Return q(z|x), or of codes Delta(z) of z before it is rounded: what a second stage learns (B, *latent)."""
         q = self.encoder(x, cond)
         return q if self.bottleneck is None else Delta(q.mean)
+
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the mean of q(z|x), of codes before it is rounded: (B, *latent)."""
+        return self.encoder(x, cond).mean
 
     def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
         """Return p(x|z) of z (B, *latent), rounded first where there are codes."""
@@ -175,7 +179,11 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the picture of the mean of q(z|x): (B, *event)."""
-        return picture(self.decode(self.encode(x, cond).mean, cond))
+        return picture(self.decode(self.encode(x, cond), cond))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the decoder, which `sample` calls."""
+        return {"decoder": self.decoder}
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

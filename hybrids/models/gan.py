@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from components.distributions import Distribution
+
 from ..critic import Critic, check_critic
 from ..terms import Terms
-from .parts import distribution_of, implicit
+from .model import implicit
+from .parts import distribution_of
 
 __all__ = ["GAN"]
 
@@ -30,9 +33,20 @@ class GAN(nn.Module):
 
     def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw n fakes (n, *event), differentiable in the generator's parameters."""
+        return self.decode(self.noise(n, generator), cond).rsample(generator)
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw z ~ N(0, I): (n, *latent)."""
         like = next(self.generator.parameters(), torch.zeros(()))
-        z = torch.randn(n, *self.latent, generator=generator, device=like.device, dtype=like.dtype)
-        return distribution_of(self.generator, "generator", z, cond).rsample(generator)
+        return torch.randn(n, *self.latent, generator=generator, device=like.device, dtype=like.dtype)
+
+    def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
+        """Return the generator's p(x|z), most often the point G(z)."""
+        return distribution_of(self.generator, "generator", z, cond)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the generator."""
+        return {"generator": self.generator}
 
     def loss(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
         """Return the generator's objective against real x (B, *event): the term adversarial."""
@@ -51,7 +65,7 @@ class GAN(nn.Module):
         return self.critic.tell(x, fake, step=step, **_given(cond))
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Raises TypeError: there is none."""
+        """Raises NotOffered: there is none."""
         raise implicit(self)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from components.schedules import Schedule
 
 from ..terms import Terms
 from .diffusion import Diffusion, VariationalBound
+from .model import NotOffered
 from .parts import log_ratio
 from .rates import distortion
 
@@ -167,14 +168,47 @@ class HierarchicalVAE(nn.Module):
             above = _below(level, above, z, cond)
         return self.decoder(above, cond).mean
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x|z_1 … z_L), each z_l at the mean of its posterior."""
+    # Latents.
+
+    def posterior(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution, ...]:
+        """Return q(z_l|above, x) of each level from the top, each given the means above.
+
+        Raises NotOffered for levels whose posterior is fixed.
+        """
+        if getattr(self.ladder, "fixed", False):
+            raise NotOffered(f"the posteriors of a {type(self.ladder).__name__} are fixed, not learned")
+        return tuple(self._posteriors(x, cond))
+
+    def _posteriors(self, x: Tensor, cond: Tensor | None) -> Iterator[Distribution]:
         features = x if self.encoder is None else self.encoder(x, cond)
         above = None
         for level in self.ladder:
-            above = _below(level, above, level.posterior(above, features, cond).mean, cond)
-        return self.decoder(above, cond).mean
+            q = level.posterior(above, features, cond)
+            yield q
+            above = _below(level, above, q.mean, cond)
+
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the mean of each level's posterior from the top, given the means above: (B, *event) each."""
+        return tuple(q.mean for q in self._posteriors(x, cond))
+
+    def decode(self, z: tuple[Tensor, ...], cond: Tensor | None = None) -> Distribution:
+        """Return p(x|z_1 … z_L) of the levels' z from the top. Raises ValueError for another number of levels."""
+        levels = list(self.ladder)
+        if len(z) != len(levels):
+            raise ValueError(f"z must be of {len(levels)} levels, from the top; got {len(z)}")
+        above = None
+        for level, each in zip(levels, z):
+            above = _below(level, above, each, cond)
+        return self.decoder(above, cond)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the mean of p(x|z_1 … z_L), each z_l at the mean of its posterior."""
+        return self.decode(self.encode(x, cond), cond).mean
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks of a ladder that offers them, else the decoder: learned levels count as one with it."""
+        return self.ladder.networks() if hasattr(self.ladder, "networks") else {"decoder": self.decoder}
 
 
 def _below(level: Any, above: Any, z: Tensor, cond: Tensor | None) -> Any:
@@ -247,6 +281,7 @@ class DiffusionLadder(nn.Module):
     """
 
     elbo: VariationalBound
+    fixed = True
 
     def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
@@ -261,3 +296,7 @@ class DiffusionLadder(nn.Module):
 
     def __len__(self) -> int:
         return 1 + len(self.chain)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the denoiser's backbone."""
+        return {"backbone": self.denoiser.backbone}

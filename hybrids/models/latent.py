@@ -15,7 +15,7 @@ from ..data.source import Data
 from ..modes import device_of, evaluating, own_random_numbers
 from ..terms import Terms
 from .cache import draw_latents, latents, mean_and_std
-from .parts import drawn_by, picture
+from .parts import drawn_by, inner_networks, picture
 from .rates import shape_of
 from .vae import VAE
 
@@ -35,7 +35,7 @@ class LatentModel(nn.Module):
         player = Player(model.latent_loss, moves=[model.second])     # on stored.batches(64, labels=True)
 
     Arguments:
-        first: offers encode(x) and decode(z), both to a Distribution, and `latent`: `Autoencoder`. It stands still.
+        first: offers posterior(x) and decode(z), both to a Distribution, and `latent`: `Autoencoder`. It stands still.
         second: any model of w, which offers loss(w, cond) and sample(n, cond, generator): Diffusion, a GAN.
         condition: labels → what the second stage takes as cond, such as `components.text.Captioned`; None: themselves.
         num_classes: of labels that the second stage takes themselves.
@@ -77,10 +77,8 @@ class LatentModel(nn.Module):
         Every process calls it, and encodes all of the set; shift and scale are those of the first process.
         Raises ValueError where a channel is the same for all examples.
         """
-        training = self.first.training
-        self.first.eval()
-        stored = latents(data, self.first.encode, self.shift.device)
-        self.first.train(training)
+        with evaluating(self.first):
+            stored = latents(data, self.first.posterior, self.shift.device)
         assert stored.x is not None
         mean, std = mean_and_std(stored.x, self.per_channel)
         if not (std > 1e-6).all():
@@ -135,10 +133,30 @@ class LatentModel(nn.Module):
         w = self.encoded(x).rsample(generator)
         return self.second.loss(w, self.condition_of(cond), **drawn_by(generator), **given)
 
+    # Latents.
+
+    @torch.no_grad()
+    def posterior(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
+        """Return q(z|x) of the first stage, before its latents are normalized."""
+        return self.first.posterior(x)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the mean of q(w|x): (B, *latent)."""
+        return self.encoded(x).mean
+
+    def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
+        """Return p(x|w) of w (B, *latent), the second stage's."""
+        return self.first.decode(self.restored(z))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return those of the second stage, whose decoder is called inner_decoder, and the first stage's decoder."""
+        return {**inner_networks(self.second), "decoder": self.first.decoder}
+
     @torch.no_grad()
     def encoded(self, x: Tensor) -> Distribution:
         """Return q(w|x), which the first stage's q(z|x) makes."""
-        q = self.first.encode(x)
+        q = self.first.posterior(x)
         if isinstance(q, Normal):
             return Normal(self.normalized(q.mean), q.std * self.scale.to(q.std.device))
         return Delta(self.normalized(q.mean))
@@ -166,12 +184,12 @@ class LatentModel(nn.Module):
 
     def decoded(self, w: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the picture of w: the decoder's mean, or a draw where there is only that."""
-        return picture(self.first.decode(self.restored(w)), generator)
+        return picture(self.decode(w), generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the picture of the mean of q(z|x)."""
-        return self.decoded(self.encoded(x).mean)
+        return self.decoded(self.encode(x))
 
     def vae(self) -> VAE:
         """Return the same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
@@ -219,7 +237,7 @@ class _Decoder(nn.Module):
 
     def forward(self, w: Tensor, cond: Tensor | None = None) -> Distribution:
         _scores_without(cond)
-        return self.model.first.decode(self.model.restored(w))
+        return self.model.decode(w)
 
 
 def _scores_without(cond: Tensor | None) -> None:

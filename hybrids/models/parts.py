@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.distributions import Delta, Distribution, Implicit, Normal, per_example
 from components.precision import widest
 
-__all__ = ["distribution_of", "drawn_by", "implicit", "log_ratio", "picture", "prior_log_weight"]
+from .model import offered
+
+__all__ = ["distribution_of", "drawn_by", "inner_networks", "log_ratio", "picture", "prior_log_weight"]
 
 
 def drawn_by(generator: torch.Generator | None) -> dict[str, torch.Generator]:
@@ -53,12 +55,13 @@ def prior_log_weight(prior: Any, z: Tensor, cond: Any = None, generator: Any = N
     return prior.log_weight(z, cond, **drawn_by(generator))
 
 
-def implicit(model: Any) -> TypeError:
-    """Return the error of a model that can only be sampled, where a likelihood is asked for."""
-    return TypeError(
-        f"{type(model).__name__} is an implicit model: it has samples, but no likelihood and no bound on one; score "
-        "its samples instead, with coverage, agreement or stacked_coverage of hybrids.evaluation"
-    )
+def inner_networks(model: Any) -> dict[str, nn.Module]:
+    """Return the networks of a prior or a second stage; its own decoder is called inner_decoder.
+
+    Raises NotOffered, naming it, for one that offers no networks().
+    """
+    networks = offered(model, "networks")()
+    return {f"inner_{name}" if name.endswith("decoder") else name: network for name, network in networks.items()}
 
 
 def picture(p: Distribution, generator: Any = None) -> Tensor:

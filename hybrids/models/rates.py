@@ -1,6 +1,6 @@
 """The two parts of an ELBO: the distortion -log p(x|z), and the rate of a latent under any prior."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,7 @@ from components.ranks import mean_over_ranks
 from ..terms import Terms
 from .parts import drawn_by
 
-__all__ = ["Model", "StandardNormal", "check_latent", "distortion", "rate", "shape_of"]
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What every model of p(x) offers; an implicit one (a GAN) offers loss and sample only. All in nats.
-
-    `nll` bounds -log p(x) from above in expectation and may draw one random level; `bound` sums every level.
-    """
-
-    def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms: ...
-    def nll(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms: ...
-    def bound(
-        self, x: Tensor, cond: Any = None, strata: int = 128, generator: torch.Generator | None = None
-    ) -> Terms: ...
-    def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor: ...
+__all__ = ["StandardNormal", "check_latent", "distortion", "rate", "shape_of"]
 
 
 class StandardNormal(nn.Module):
@@ -66,6 +51,10 @@ class StandardNormal(nn.Module):
     def log_prob(self, x: Tensor, cond: Any = None) -> Tensor:
         """Return the same as `log_weight`."""
         return self.distribution.log_prob(x)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return nothing: there is none."""
+        return {}
 
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, *shape)."""

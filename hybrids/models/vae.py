@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from components.distributions import Distribution
 from components.precision import widest
+from components.samplers import ProbabilityFlow
 
 from ..terms import Terms
-from .parts import distribution_of, drawn_by, picture, prior_log_weight
+from .model import NotOffered
+from .parts import distribution_of, drawn_by, inner_networks, picture, prior_log_weight
 from .rates import StandardNormal, check_latent, distortion, rate
 
 __all__ = ["VAE"]
@@ -48,9 +50,9 @@ class VAE(nn.Module):
         self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Distribution, Tensor, Distribution]:
         """Return q(z|x), one z drawn from it, p(x|z)."""
-        q = distribution_of(self.encoder, "encoder", x, cond)
+        q = self.posterior(x, cond)
         z = q.rsample(generator)
-        return q, z, distribution_of(self.decoder, "decoder", z, cond)
+        return q, z, self.decode(z, cond)
 
     def nelbo(
         self,
@@ -109,10 +111,56 @@ class VAE(nn.Module):
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, *event): the mean of p(x|z), z ~ p(z)."""
         z = self.prior.sample(n, cond, generator)
-        return picture(distribution_of(self.decoder, "decoder", z, cond), generator)
+        return picture(self.decode(z, cond), generator)
+
+    def flow(self, **settings: Any) -> ProbabilityFlow:
+        """Return the probability flow of a prior that has one. Raises NotOffered for another."""
+        if not hasattr(self.prior, "flow"):
+            raise NotOffered(f"flow needs a Diffusion, or a VAE whose prior is one; got {type(self.prior).__name__}")
+        return self.prior.flow(**settings)
+
+    flow_dequantization = "latent"
+    """What `flow` is of: z ~ q(z|x), so that `log_prob` is a bound in expectation."""
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        x: Tensor,
+        cond: Any = None,
+        flow: ProbabilityFlow | None = None,
+        dequantization: str = "latent",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return log p(x|z) + log p(z) - log q(z|x), z ~ q(z|x): (B,) nats, below log p(x) in expectation.
+
+        Arguments: flow, of a prior that has one, instead of its own; dequantization changes nothing. Raises NotOffered
+        for a prior without log_prob.
+        """
+        if not hasattr(self.prior, "log_prob"):
+            raise NotOffered(f"log_prob needs a prior that offers it; {type(self.prior).__name__} does not")
+        q, z, p = self(x, cond, generator)
+        log_prior = self.prior.log_prob(z, cond, **({} if flow is None else {"flow": flow}))
+        return p.log_prob(x).double() + log_prior - q.log_prob(z).double()
+
+    # Latents.
+
+    def posterior(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
+        """Return q(z|x)."""
+        return distribution_of(self.encoder, "encoder", x, cond)
+
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the mean of q(z|x): (B, *latent)."""
+        return self.posterior(x, cond).mean
+
+    def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
+        """Return p(x|z)."""
+        return distribution_of(self.decoder, "decoder", z, cond)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z) at the mean of q(z|x)."""
-        z = distribution_of(self.encoder, "encoder", x, cond).mean
-        return picture(distribution_of(self.decoder, "decoder", z, cond))
+        return picture(self.decode(self.encode(x, cond), cond))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the decoder, and the networks of the prior, whose decoder is called inner_decoder."""
+        return {**inner_networks(self.prior), "decoder": self.decoder}

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def test_flops_buy_as_many_steps_as_they_pay_for(tmp_path):
         (["--images", "10", "--seconds", "1"], "expected exactly one budget; got --images and --seconds"),
         (["--images", "10", "--recipes", "vea"], "--recipes vea: there is no such recipe; did you mean vae?"),
         (["--images", "10", "--set", "vae"], "--set 'vae': expected RECIPE="),
+        # All at once: not the budget alone.
+        (["--recipes", "vae", "gann"], "--recipes gann: there is no such recipe; did you mean gan?"),
         (["--report-only"], "holds no comparison"),
     ],
 )
@@ -159,3 +162,31 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path):
     with lock(tmp_path):
         code, _, errors = compare(tmp_path, *WORDS, "--recipes", "vae", "--images", "640")
     assert code == 2 and "is in use by" in errors and not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_and_a_metric_of_ones_own_stand_beside_ours(tmp_path):
+    """By files outside; what a model cannot answer is a dash with its reason; nothing is done twice."""
+    file = tmp_path / "outside" / "mine.py"
+    file.parent.mkdir()
+    shutil.copy(Path(__file__).with_name("mine.py"), file)
+    words = ["--data", "8-gaussians", "--device", "cpu", "--samples", "64", "--curve-samples", "32", "--images", "640"]
+    words += ["--recipes", "vae", str(file), "--metrics", "frechet", "nats", f"{file}:width"]
+    words += ["--set", "mine=--lr 0.1"]
+    code, said, errors = compare(tmp_path / "out", *words)
+    assert code == 0, errors
+    vae, mine = report(tmp_path / "out")["recipes"]
+    assert (mine["recipe"], mine["title"], mine["family"], mine["state"]) == ("mine", "mine", None, "finished")
+    assert mine["parameters"] == 4 and mine["words"].endswith("--lr 0.1 --steps 10")
+    assert {"frechet", "width"} <= mine["summary"].keys() and {"frechet", "width", "nats"} <= vae["summary"].keys()
+    assert 0.5 < mine["summary"]["width"]["mean"] < 1.5 and len(mine["runs"][0]["curve"]) == 5
+    assert set(mine["missing"]) >= {"nats", "rate_at_quality"}
+    assert f") {mine['missing']['nats']}\n" in said and "mine: 4 trained parameters, 100% fewer than" in said
+    assert mine["cost"]["steps"] == 10 and mine["cost"]["images"] == 640
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*seed-0*.json")}
+    assert len(before) == 4
+    assert compare(tmp_path / "out", *words)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # A path that is read from a folder is not executed: the report is made without the file.
+    file.write_text("raise RuntimeError")
+    assert compare(tmp_path / "out", "--report-only")[0] == 0

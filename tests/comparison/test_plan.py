@@ -1,16 +1,29 @@
-import json
 import re
-import sys
+from pathlib import Path
 
 import pytest
+from torch import nn
 
-from hybrids.comparison import worker
-from hybrids.comparison.options import Options, check, data_asked
-from hybrids.comparison.plan import kept_plan, make_plan, run_words, with_lengths
-from hybrids.comparison.whole import _Whole
-from hybrids.data import load_data
-from hybrids.experiment import Refusal
-from hybrids.experiment.signals import Signals
+from hybrids import Player, Terms
+from hybrids.comparison.families import DEFAULT
+from hybrids.comparison.plan import (
+    Options,
+    Recipe,
+    check,
+    data_asked,
+    errors_of,
+    kept_plan,
+    lengths,
+    make_plan,
+    matched,
+    run_words,
+    trained_parameters,
+    with_lengths,
+)
+from hybrids.data import Data, load_data
+from hybrids.experiment import Refusal, Stage, load_recipe, parse
+
+MINE = Path(__file__).with_name("mine.py").read_text()
 
 
 def options(out, **changed):
@@ -80,6 +93,7 @@ def test_recipes_and_seeds_may_be_added(tmp_path):
         ({"seeds": 1}, "seeds: 2 → 1"),
         ({"words": {"gan": "--lr 0.1"}}, "set gan: '' → '--lr 0.1'"),
         ({"data": "25-gaussians"}, "data: 8-gaussians → 25-gaussians"),
+        ({"metrics": ("recall",)}, "metrics: None → ['recall']"),
     ],
 )
 def test_other_changes_are_refused_with_the_difference(tmp_path, changed, told):
@@ -114,46 +128,136 @@ def test_a_log_has_two_hundred_lines_or_one_a_step(tmp_path, images, every):
     assert words[words.index("--log-every") + 1] == every
 
 
+def test_matched_is_the_nearest_of_all_widths():
+    """Against a search of every width, targets below, between and above all counts included."""
+
+    def count(width):
+        return 3 * width * width + 7 * width + 100
+
+    for target in (1, 300, 5_000, 77_777, 1_000_000):
+        best = min(range(8, 700), key=lambda width: abs(count(width) - target))
+        assert matched(count, target, 8) == (best, count(best))
+
+
+def test_matched_passes_over_widths_that_cannot_be():
+    """Networks of heads want multiples of four."""
+
+    def count(width):
+        if width % 4:
+            raise ValueError("of heads")
+        return 10 * width
+
+    # 10 × 48 = 480, and 10 × 52 = 520 is farther from 490.
+    assert matched(count, 490, 8) == (48, 480)
+    with pytest.raises(ValueError, match="never"):
+        matched(lambda width: (_ for _ in ()).throw(ValueError("never")), 100)
+
+
+def test_matched_widths_of_recipes_are_nearest():
+    data = Data.from_card(load_data("8-gaussians").card())
+    for recipe in ("vae", "gan"):
+        module = load_recipe(recipe)
+
+        def count(width, module=module, recipe=recipe):
+            return trained_parameters(module.build(parse(module.Settings, ["--width", str(width)], recipe), data))
+
+        width, found = matched(count, 60_000, 8)
+        assert count(width) == found
+        assert all(abs(found - 60_000) <= abs(count(other) - 60_000) for other in (width - 1, width + 1) if other >= 8)
+
+
+def test_trained_parameters_are_those_of_all_players_once():
+    """A shared module counts once, a frozen one not at all, a critic does."""
+    shared, own, critic, frozen = nn.Linear(3, 2), nn.Linear(2, 2, bias=False), nn.Linear(5, 1), nn.Linear(9, 9)
+    frozen.requires_grad_(False)
+
+    def player(name, *moves):
+        return Player(lambda x: Terms(), list(moves), name=name)
+
+    stages = [Stage("a", shared, [player("one", shared, own), player("two", critic, frozen)]),
+              Stage("b", shared, [player("three", shared)])]  # fmt: skip
+    assert trained_parameters(stages) == 8 + 4 + 6
+
+
+def test_lengths_pay_the_budget_out_and_stages_share_it():
+    assert lengths(3000, [64], split=False) == [46]
+    assert lengths(3000, [64, 64], split=True) == [23, 23]
+    # Half of 100 s each, at 0.5 s and 0.1 s a step; or as many steps of both.
+    assert lengths(100, [0.5, 0.1], split=True) == [100, 500]
+    assert lengths(120, [0.5, 0.1], split=False) == [200, 200]
+    assert lengths(1, [64], split=False) == [1]
+
+
+def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
+    """Its name is the file's stem, its family what the file says; a name alone is never looked up beside the user."""
+    (tmp_path / "recipes").mkdir()
+    file = tmp_path / "recipes" / "my_gaussian.py"
+    file.write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    mine = Recipe("./recipes/my_gaussian.py")
+    assert (mine.name, mine.title, mine.file, mine.family()) == ("my_gaussian", "my gaussian", file, None)
+    file.write_text(MINE + '\nFAMILY = "diffusion"\n')
+    assert mine.family() == "diffusion"
+    out = tmp_path / "out"
+    given = options(out, recipes=("vae", "recipes/my_gaussian.py"), words={"my_gaussian": "--lr 0.1"})
+    check(given)
+    entry = planned(given)["recipes"]["my_gaussian"]
+    assert entry["given"] == str(file) and entry["family"] == "diffusion" and entry["words"][-2:] == ["--lr", "0.1"]
+    # A mean and a standard deviation of points in the plane, and no width.
+    assert (entry["parameters"], entry["width"], entry["stages"]) == (4, None, ["mine"])
+    assert planned(given)["recipes"]["my_gaussian"] == entry
+    (error,) = errors_of(options(out, recipes=("my_gaussian",)))
+    assert "there is no such recipe" in error and "./mine.py" in error
+    # Another file of that name is another recipe.
+    (tmp_path / "my_gaussian.py").write_text(MINE)
+    with pytest.raises(Refusal, match=f"my_gaussian was {re.escape(str(file))}, and is {tmp_path}/my_gaussian.py"):
+        planned(options(out, recipes=("vae", "./my_gaussian.py"), words=given.words))
+
+
 @pytest.mark.parametrize(
-    ("recipe", "value", "seconds"),
-    [("vae", 100, 5.0), ("latent_diffusion", 100, 2.5), ("vae", 1000, 10.0), ("latent_diffusion", 20, 2.0)],
+    ("text", "told"),
+    [
+        ("import no_such_module", "mine.py: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "def build(settings, data): ...",
+            "a recipe must define Settings and build(settings, data); no Settings there",
+        ),
+        (f"{MINE}\nFAMILY = 3", "mine.py: FAMILY must be text, such as 'diffusion'; got 3"),
+        (None, "mine.py: no such file"),
+    ],
 )
-def test_a_pilot_takes_a_twentieth_of_the_budget_for_all_stages(tmp_path, monkeypatch, recipe, value, seconds):
-    """But 2 s of each at least, and 10 s at most."""
-    planned(options(tmp_path, recipes=(recipe,), kind="seconds", value=value))
-    monkeypatch.setattr(worker, "seconds_of_stages", lambda settings, build, data, seconds: [seconds])
-    monkeypatch.setattr(sys, "argv", ["worker", "costs", recipe, "--out", str(tmp_path), "--device", "cpu"])
-    worker.main()
-    assert json.loads((tmp_path / "pilots" / f"{recipe}.json").read_text()) == {"seconds": [seconds]}
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, told):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(Refusal, match=re.escape(told)):
+        check(options(tmp_path, recipes=(str(tmp_path / "mine.py"),)))
 
 
-def test_what_a_pilot_found_is_kept(tmp_path):
-    """A restart has the same number of steps, whatever the machine does by then; an earlier pilot is not run again."""
-    given = options(tmp_path, kind="seconds", value=20)
-    data = data_asked(given)
-    plan = make_plan(given, data)
-    (tmp_path / "pilots").mkdir()
-    for recipe, seconds in (("vae", 0.1), ("gan", 0.04)):
-        (tmp_path / "pilots" / f"{recipe}.json").write_text(json.dumps({"seconds": [seconds]}))
-    _Whole(given, plan, data, Signals()).pilots()
-    assert [entry["lengths"] for entry in kept_plan(tmp_path)["recipes"].values()] == [[200], [500]]
-    (tmp_path / "pilots" / "vae.json").write_text(json.dumps({"seconds": [99.0]}))
-    again = make_plan(given, data)
-    _Whole(given, again, data, Signals()).pilots()
-    assert again["recipes"]["vae"]["lengths"] == [200]
+def test_the_default_recipes_are_each_family_and_each_connection():
+    recipes = [Recipe(name) for name in DEFAULT]
+    families = {recipe.family() for recipe in recipes}
+    assert families == {"VAE", "GAN", "diffusion", "GAN + diffusion", "VAE + diffusion", "VAE + GAN + diffusion"}
+    for recipe in recipes:
+        latent, adversarial = recipe.name.startswith("latent"), "adversarial" in recipe.name
+        assert ("GAN" in recipe.family()) == (adversarial or recipe.name == "gan")
+        assert ("VAE" in recipe.family()) == (latent or recipe.name == "vae")
+    assert len({recipe.title for recipe in recipes}) == len(DEFAULT)
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"recipes": ("vae", "ddmp")}, "--recipes ddmp: there is no such recipe; did you mean ddpm?"),
-        ({"recipes": ("vae", "vae")}, "--recipes: a recipe is named twice"),
+        ({"recipes": ("vae", "vae")}, "--recipes: vae is named twice"),
+        ({"recipes": ("vae", "./vae.py")}, "--recipes: vae is named twice"),
         ({"recipes": ()}, "--recipes: names none"),
+        ({"kind": "hours"}, "the budget is 'hours'; expected one of images, flops, seconds"),
+        ({"metrics": ("./nope.py:mine",)}, "--metrics ./nope.py:mine: expected a Python file"),
         ({"seeds": 0}, "--seeds 0: expected at least 1"),
         ({"jobs": 0}, "--jobs 0: expected at least 1"),
         ({"value": 0}, "--images 0: expected more than 0"),
         ({"samples": 3}, "--samples 3: the metrics need at least 16 samples"),
-        ({"metrics": ("frechett",)}, "--metrics frechett: there is no such metric; did you mean frechet?"),
+        ({"metrics": ("frechett",)}, "--metrics frechett: metric 'frechett' is not known; did you mean frechet?"),
         ({"words": {"ddpm": "--lr 1"}}, "--set ddpm=…: is not among --recipes vae gan"),
         ({"words": {"gan": "--lrr 1"}}, "--set gan: --lrr: no such setting; did you mean --lr?"),
         ({"words": {"gan": "--steps 5 --seed 1"}}, "--set gan: --seed, --steps is the comparison's own to give"),

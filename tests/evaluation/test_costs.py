@@ -250,7 +250,7 @@ def test_a_prior_has_evaluations_of_its_own():
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(TypeError, match="got Drawer"):
+    with pytest.raises(TypeError, match="Drawer offers no networks"):
         evaluations(Drawer(nn.Linear(3, 5)), 2)
     with pytest.raises(ValueError, match="n must be at least 1"):
         flops_per_sample(Drawer(nn.Linear(3, 5)), 0)

@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from hybrids.evaluation.samples.distances import (
+    _influence,
+    _mmd,
+    _moments,
     fid_proper,
     frechet,
+    frechet_variance,
     gaussian_frechet,
     kernel,
     kid_proper,
     sliced_wasserstein,
+    sliced_wasserstein_of_splits,
     wasserstein,
 )
 
@@ -63,6 +68,34 @@ def test_frechet_of_a_set_and_itself_is_nothing_even_of_no_rank():
     assert frechet(x, x + 1) == pytest.approx(50, rel=1e-6)
 
 
+def test_the_influence_of_an_example_is_the_derivative_of_the_distance():
+    """By moving the weight of one example: d/dw of the distance of weighted moments at equal weights."""
+    x, y = normal(30, 3), 1.5 * normal(40, 3, seed=1) + 0.7
+
+    def moments(weights):
+        mean = weights @ y
+        return mean, (y - mean).T @ (weights[:, None] * (y - mean))
+
+    equal, step = torch.full((40,), 1 / 40, dtype=torch.float64), 1e-5
+    of_x, slopes = _moments(x), []
+    for i in range(40):
+        towards = torch.zeros(40, dtype=torch.float64)
+        towards[i] = 1
+        up, down = (gaussian_frechet(*of_x, *moments(equal + h * (towards - equal))) for h in (step, -step))
+        slopes.append((up - down) / (2 * step))
+    found = _influence(of_x, y, moments(equal))
+    assert (found - found.mean()).tolist() == pytest.approx(slopes, rel=1e-5, abs=1e-6)
+
+
+def test_the_variance_of_frechet_of_no_rank_is_finite():
+    x, y = normal(20, 50), normal(20, 50, seed=1)
+    assert 0 < frechet_variance(x, y) < frechet(x, y) ** 2
+    # A direction that neither has adds nothing.
+    wider = [torch.cat([part, torch.zeros(20, 3)], 1) for part in (normal(20, 4), normal(20, 4, seed=1))]
+    narrow = frechet_variance(*(part[:, :4] for part in wider))
+    assert frechet_variance(*wider) == pytest.approx(narrow, rel=1e-6)
+
+
 # Kernel
 
 
@@ -81,8 +114,7 @@ def by_pairs(x, y):
 
 def test_kernel_of_all_is_the_sum_over_pairs():
     x, y = normal(12, 3), normal(12, 3, seed=1) + 0.3
-    value, deviation = kernel(x, y, subsets=3)
-    assert value == pytest.approx(by_pairs(x, y), rel=1e-10) and deviation < 1e-12
+    assert kernel(x, y, subsets=3)[0] == pytest.approx(by_pairs(x, y), rel=1e-10)
 
 
 def test_kernel_is_unbiased():
@@ -95,10 +127,40 @@ def test_kernel_is_unbiased():
 def test_kernel_draws_its_subsets_anew_but_the_same_each_time():
     x, y = normal(300, 3), normal(300, 3, seed=1)
     first = kernel(x, y, subsets=5, size=50)
-    assert first == kernel(x, y, subsets=5, size=50) and first[1] > 0
+    assert first == kernel(x, y, subsets=5, size=50) != kernel(x, y, subsets=5, size=51)
+    other = torch.Generator().manual_seed(1)
+    assert first[0] != kernel(x, y, subsets=5, size=50, generator=other)[0]
+
+
+def test_the_variance_of_a_kernel_distance_is_by_pairs():
+    """First and second order of x, by the definitions: U-centred squares, and the witness's variance less its noise."""
+    x, y = normal(7, 3), normal(7, 3, seed=1) + 0.5
+    n = len(x)
+    own, cross = (((a @ b.T) / 3 + 1) ** 3 for a, b in ((x, x), (x, y)))
+    rest = [[own[i, j].item() if i != j else 0.0 for j in range(n)] for i in range(n)]
+    of_row, whole = [sum(row) for row in rest], sum(map(sum, rest))
+    centred = [
+        rest[i][j] - of_row[i] / (n - 2) - of_row[j] / (n - 2) + whole / ((n - 1) * (n - 2))
+        for i in range(n) for j in range(n) if i != j
+    ]  # fmt: skip
+    xx = sum(c * c for c in centred) / (n * (n - 3))
+    both = (cross - cross.mean(1, keepdim=True) - cross.mean(0) + cross.mean()).square().sum().item() / (n - 1) ** 2
+    witness = (torch.tensor(of_row, dtype=torch.float64) / (n - 2) - cross.mean(1)).var().item()
+    parts = _mmd(x, y).tolist()
+    assert parts[1] == pytest.approx(witness - xx / (n - 2) - both / n, rel=1e-9)
+    assert parts[3] == pytest.approx(xx, rel=1e-9) and parts[5] == pytest.approx(both, rel=1e-9)
 
 
 # Wasserstein
+
+
+def test_sliced_wasserstein_of_splits_is_that_of_their_halves():
+    x = normal(40, 5)
+    halves = torch.stack([normal(40, seed=seed).argsort() < 20 for seed in range(3)])
+    each = [sliced_wasserstein(x[half], x[~half], projections=8) for half in halves]
+    assert sliced_wasserstein_of_splits(x, halves, projections=8, rows=3).tolist() == pytest.approx(each, rel=1e-12)
+    with pytest.raises(ValueError, match=r"halves must be \(S, 40\), each with as many true as false"):
+        sliced_wasserstein_of_splits(x, torch.ones(1, 40, dtype=torch.bool))
 
 
 def test_sliced_wasserstein_of_a_shift_is_its_length_over_root_d():

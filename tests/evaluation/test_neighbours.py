@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from hybrids.data import gaussians_25
-from hybrids.evaluation.samples.neighbours import Neighbours, nearest, neighbours, radii
+from hybrids.evaluation.samples.neighbours import (
+    Neighbours,
+    nearest,
+    neighbours,
+    neighbours_of_splits,
+    neighbours_variance,
+    radii,
+)
 
 
 def normal(*shape, seed=0):
@@ -47,6 +54,36 @@ def test_parts_are_as_the_whole(rows):
     assert neighbours(real, fake, rows=rows) == pytest.approx(neighbours(real, fake), abs=1e-12)
     assert torch.allclose(radii(real, 3, rows), radii(real, 3), rtol=1e-12)
     assert torch.allclose(nearest(fake, real, rows), nearest(fake, real), rtol=1e-12)
+
+
+def splits(n, many=4):
+    return torch.stack([normal(n, seed=100 + seed).argsort() < n // 2 for seed in range(many)])
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 2), (300, 3)])
+def test_splits_are_as_their_halves(n, d):
+    """Also where more than 48 nearest have to be looked at: of 250 copies on one place and 50 others."""
+    x, halves = normal(n, d), splits(n)
+    # In the second the first 250 are close to each other, and all in one half but for a few.
+    crowded = torch.cat([1e-3 * normal(n - 20, d), 5 + normal(20, d, seed=1)])
+    sorted_half = torch.arange(n) < n // 2
+    for examples, masks in ((x, halves), (crowded, torch.cat([halves, sorted_half[None]]))):
+        found = neighbours_of_splits(examples, masks, rows=77)
+        for i, half in enumerate(masks):
+            alone = neighbours(examples[half], examples[~half])
+            assert {name: values[i].item() for name, values in found.items()} == pytest.approx(alone, abs=1e-12)
+
+
+def test_the_variance_is_that_of_independent_batches():
+    """Of samples that are all alike within batches there is none; else it is found again, and depends on the seed."""
+    real, fake = normal(100, 3), normal(100, 3, seed=1) + 0.5
+    variances, freedom = neighbours_variance(real, fake)
+    assert freedom == 20 and all(value > 0 for value in variances.values())
+    assert variances == neighbours_variance(real, fake)[0]
+    assert variances != neighbours_variance(real, fake, generator=torch.Generator().manual_seed(1))[0]
+    assert neighbours_variance(real, fake, size=10)[1] == 4 * 9
+    far = neighbours_variance(real, fake + 100)[0]
+    assert set(far.values()) == {0}
 
 
 def test_distances_are_those_of_cdist():
@@ -105,6 +142,12 @@ def test_bad_input_is_refused():
         neighbours(normal(3, 2), normal(10, 2))
     with pytest.raises(ValueError, match=r"fake must be \(M, 2\); got shape \(10, 3\)"):
         Neighbours(normal(10, 2))(normal(10, 3))
+    with pytest.raises(ValueError, match=r"halves must be \(S, 20\), each with as many true as false; got \(1, 20\)"):
+        neighbours_of_splits(normal(20, 2), torch.arange(20)[None] < 9)
+    with pytest.raises(ValueError, match="halves must have more than 5 examples; got 5"):
+        neighbours_of_splits(normal(10, 2), torch.arange(10)[None] < 5)
+    with pytest.raises(ValueError, match="at least 12 examples; got 11"):
+        neighbours_variance(normal(11, 2), normal(20, 2))
     with pytest.raises(ValueError, match="rows must be at least 1"):
         nearest(normal(3, 2), normal(3, 2), rows=0)
 

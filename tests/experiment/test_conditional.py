@@ -25,6 +25,7 @@ def run(out: Path, *argv) -> None:
     experiment.main(recipe.Settings, recipe.build, [*common, *map(str, argv)])
 
 
+@pytest.mark.slow
 def test_a_conditional_run_learns_and_samples_by_label(tmp_path, few_digits, monkeypatch):
     """What the loss is given are the labels of its examples; the picture and the evaluation ask for each label."""
     asked, seen = [], []
@@ -117,6 +118,7 @@ def test_what_cannot_be_conditional_is_refused(argv, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_scale_without_a_label_is_refused_by_the_script(tmp_path, few_digits):
     """There is nothing to guide by: silence would say that it had an effect."""
     run(tmp_path / "run", "--conditional")

@@ -1,4 +1,4 @@
-"""scripts/sample.py and scripts/samplers.py: which samples a run draws, how, and how good they are found to be."""
+"""scripts/sample.py and scripts/studies/samplers.py: which samples a run draws, how, and how good they are."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", REPOSITORY / "scripts" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"script_{Path(name).name}", REPOSITORY / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -146,7 +146,7 @@ def test_a_refusal_reaches_processes_without_a_chunk(run):
 
 
 def test_the_energy_distance_is_unbiased_and_known_of_points():
-    study = script("samplers")
+    study = script("studies/samplers")
     torch.manual_seed(0)
     a, b = torch.tensor([[0.0, 0.0]] * 3), torch.tensor([[3.0, 4.0]] * 5)
     assert study.energy_distance(a, b) == pytest.approx(2 * 5 / math.sqrt(2))
@@ -156,7 +156,7 @@ def test_the_energy_distance_is_unbiased_and_known_of_points():
 
 
 def test_the_sliced_distance_of_shifted_sets_is_the_shift_over_the_root_of_d():
-    study = script("samplers")
+    study = script("studies/samplers")
     x = torch.randn(300, 16, generator=generator(0))
     shift = torch.zeros(16)
     shift[3] = 8.0
@@ -167,7 +167,7 @@ def test_the_sliced_distance_of_shifted_sets_is_the_shift_over_the_root_of_d():
 
 
 def test_a_budget_of_evaluations_is_kept():
-    study = script("samplers")
+    study = script("studies/samplers")
     assert [study.steps_for("ddim", n, True) for n in (1, 2, 5)] == [1, 2, 5]
     assert [study.steps_for("heun", n, True) for n in (1, 2, 3, 5, 8)] == [1, 1, 2, 3, 4]  # 2 steps - 1
     assert [study.steps_for("heun", n, False) for n in (1, 2, 3, 9)] == [0, 0, 1, 4]  # 2 steps + 1
@@ -176,7 +176,7 @@ def test_a_budget_of_evaluations_is_kept():
 @pytest.mark.slow
 def test_the_study_writes_its_table_and_keeps_what_it_has(run, monkeypatch, tmp_path):
     out = tmp_path / "study"
-    study = script("samplers")
+    study = script("studies/samplers")
     words = ["samplers.py", run, "--evaluations", 4, 1, "--samples", 4, "--samplers", "ddim", "heun", "--out", out]
     monkeypatch.setattr(sys, "argv", [*map(str, words), "--device", "cpu"])
     study.main()
@@ -196,5 +196,5 @@ def test_the_study_refuses_what_is_no_diffusion(tmp_path, few_digits, monkeypatc
     run = train("gan", tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["samplers.py", str(run), "--out", str(tmp_path / "study"), "--device", "cpu"])
     with pytest.raises(SystemExit, match="2"):
-        script("samplers").main()
+        script("studies/samplers").main()
     assert "expected a diffusion, or a latent one; got a GAN" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_samples_without_a_second_stage(bottleneck):
     model, x = autoencoder(bottleneck=bottleneck).eval(), images()
     a, b = (model.sample(3, generator=generator(5)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == (3, *IMAGE)
-    q = model.encode(x)
+    q = model.posterior(x)
     assert isinstance(q, Normal if bottleneck is None else Delta)
     assert torch.equal(model.reconstruct(x), model.decode(q.mean).mean)
     if bottleneck is not None:
@@ -185,14 +185,14 @@ def test_mean_and_std_are_those_of_the_draws(shape, per_channel):
 def test_cached_latents_come_in_the_order_of_the_data():
     """Batch for batch what encoding the images would give, with their labels, on any rank; nothing random."""
     data, model = few(40), autoencoder().eval()
-    stored = latents(data, model.encode, batch_size=7)
-    again = latents(data, model.encode, batch_size=40)
+    stored = latents(data, model.posterior, batch_size=7)
+    again = latents(data, model.posterior, batch_size=40)
     torch.testing.assert_close(stored.x, again.x)
     for rank in (0, 1):
         plain, cached = (iter(d.batches(6, 3, rank, 2, labels=True)) for d in (data, stored))
         for _ in range(5):
             a, b = next(plain), next(cached)
-            q = model.encode(a["x"])
+            q = model.posterior(a["x"])
             assert torch.equal(a["cond"], b["cond"])
             torch.testing.assert_close(b["x"], torch.stack([q.mean, q.std], 1))
 
@@ -203,7 +203,7 @@ def test_latents_of_three_channels_are_no_images():
     with torch.no_grad():
         model.first.encoder.last.bias[:3] = 9.0
     stored = model.cache(few())
-    assert model.first.encode(few().decode(few().x)).mean.abs().max() > 1
+    assert model.first.posterior(few().decode(few().x)).mean.abs().max() > 1
     played = list(train(Player(model.latent_loss, [model.second]), stored.batches(8), Accelerator(cpu=True), 2))
     assert len(played) == 2 and all(value.isfinite() for _, logs in played for value in logs.values())
 
@@ -222,7 +222,9 @@ def test_images_that_are_too_many_for_memory_are_decoded_once():
             return 20
 
     stream = Data("many", IMAGE, 10, whole.grey_levels, labels=whole.labels, stream=Images())
-    assert torch.equal(latents(stream, model.encode, batch_size=8).x, latents(whole, model.encode, batch_size=8).x)
+    assert torch.equal(
+        latents(stream, model.posterior, batch_size=8).x, latents(whole, model.posterior, batch_size=8).x
+    )
     assert seen == 3 * [{"x.png": "broken"}]
 
 
@@ -256,7 +258,7 @@ def test_its_vae_scores_x():
 
     model, x = LatentModel(autoencoder(), StandardNormal(MAP)), images()
     model.cache(few())
-    q = model.first.encode(x)
+    q = model.first.posterior(x)
     expected = kl(q, Normal(model.shift.expand(1, *MAP), (1 / model.scale).expand(1, *MAP)))
     terms = model.vae().nll(x)
     torch.testing.assert_close(terms["rate"][1], expected, rtol=1e-4, atol=1e-3)

@@ -1,4 +1,4 @@
-"""A folder of 500 photograph crops of mixed sizes and modes, as `scripts/crops.py` makes it, trains every recipe."""
+"""A folder of 500 crops of photographs, as `scripts/studies/crops.py` makes it, trains every recipe."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ LOSSES = {"vae": "loss/vae", "gan": "loss/critic", "ddpm": "loss/denoiser"}
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs") / "crops"
-    subprocess.run([sys.executable, REPOSITORY / "scripts" / "crops.py", folder], check=True)
+    subprocess.run([sys.executable, REPOSITORY / "scripts" / "studies" / "crops.py", folder], check=True)
     assert len([path for path in folder.rglob("*") if path.is_file()]) == 500
     return folder
 

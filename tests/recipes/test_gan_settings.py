@@ -70,8 +70,8 @@ def test_the_learning_rate_ends_at_its_share(final):
 
 @pytest.mark.slow
 def script(name, monkeypatch):
-    """scripts/NAME.py as a module."""
-    file = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+    """scripts/studies/NAME.py as a module."""
+    file = Path(__file__).parents[2] / "scripts" / "studies" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{name}_study", file)
     study = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, study)  # dataclasses look their module up by name

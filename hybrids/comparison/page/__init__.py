@@ -1,15 +1,24 @@
 """The report of a comparison as people read it: a page, a table and pictures, out of report.json and saved samples."""
 
-from collections.abc import Mapping
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ...files import write_whole
+from .charts import Picture, draw_charts
+from .columns import AXES, Column, csv_text, headlines, integer, interval, label, make_table, read_columns, rounded
+from .panels import Panel, draw_panels, draw_sheet, even
 
-__all__ = ["KINDS", "write_report"]
+__all__ = ["write_report"]
 
-KINDS = ("samples.png", "reconstructions.png", "interpolations.png", "axes.png", "sampling.png", "training.png",
-         "coverage-sharpness.png")  # fmt: skip
-"""The pictures that a report may have; one that was written before and can no longer be drawn is removed."""
+_PICTURES = ("samples", "reconstructions", "interpolations", "axes", "sampling", "training", "coverage-sharpness")
+_MACHINE = {"device": "{}", "threads": "{} threads", "torch": "PyTorch {}", "python": "Python {}"}
+_BUDGETS = {"images": "images seen", "seconds": "s of training", "flops": "FLOPs of training"}
 
 
 def write_report(report: Mapping, out: Path) -> Path:
@@ -17,26 +26,128 @@ def write_report(report: Mapping, out: Path) -> Path:
 
     Arguments: report, what report.json holds (format 1); out, the report folder, where the samples are that it names.
     The same report and samples give the same bytes. A recipe that failed, a metric that is missing or not finite, a
-    run without curve or samples leave a note or a gap, never an error.
+    run without curve or samples leave a note or a gap, never an error. A picture of an earlier report that can no
+    longer be drawn is removed.
 
     Raises `ValueError` for another format.
     """
     if report.get("format") != 1:
         raise ValueError(f"report must be of format 1; got {report.get('format')!r}")
-    from .charts import charts
-    from .columns import columns
-    from .comma import comma_separated
-    from .page import page
-    from .panels import panels, sheets
-
-    found, made = columns(report), panels(report, out)
-    drawn = charts(report, found)
-    figures = out / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    for name in KINDS:
-        (figures / name).unlink(missing_ok=True)
-    for picture in (*sheets(made), *drawn):
-        write_whole(figures / picture.name, picture.png)
-    write_whole(out / "table.csv", comma_separated(report).encode())
-    write_whole(out / "report.html", page(report, found, drawn, made).encode())
+    every, drawn = read_columns(report), draw_panels(report, out)
+    pictures = draw_charts(report, every)
+    for name in _PICTURES:
+        (out / "figures" / f"{name}.png").unlink(missing_ok=True)
+    for kind, group in _by_kind(drawn).items():
+        write_whole(out / "figures" / f"{kind}.png", draw_sheet(group))
+    for picture in pictures:
+        write_whole(out / "figures" / picture.name, picture.png)
+    write_whole(out / "table.csv", csv_text(report))
+    write_whole(out / "report.html", _page(report, every, pictures, drawn))
     return out / "report.html"
+
+
+def _page(report: Mapping, every: Sequence[Column], pictures: Sequence[Picture], drawn: Sequence[Panel]) -> str:
+    """Fill page.html.jinja: one HTML document that fetches nothing."""
+    measured = [column for column in every if column.measured]
+    axes = dict.fromkeys((*AXES, *(column.axis for column in measured)))
+    by_axis = {axis: [column for column in measured if column.axis == axis] for axis in axes}
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True)  # fmt: skip
+    page.filters |= {"axis": lambda name: AXES.get(name, name), "integer": integer, "sources": _sources,
+                     "rounded": lambda value: "–" if value is None else rounded(float(value)),
+                     "png": lambda png: f"data:image/png;base64,{b64encode(png).decode()}",
+                     "letter": lambda i: chr(97 + i) if i < 26 else str(i)}  # fmt: skip
+    return page.get_template("page.html.jinja").render(
+        report=report,
+        # Of a folder or file the last part of its path; the facts have the whole.
+        title=f"{Path(report['data']).name}: {len(report['recipes'])} recipes side by side",
+        facts=_facts(report),
+        lost=_lost(report),
+        warnings=[(recipe["title"], text) for recipe in report["recipes"] for text in recipe.get("warnings") or ()],
+        overview=make_table("One measure for each axis.", headlines(every)),
+        verdicts=_verdicts(report, every),
+        panels=_by_kind(drawn),
+        even=even,
+        charts=pictures,
+        tables=[make_table(AXES.get(axis, axis), here) for axis, here in by_axis.items() if here],
+        absent=_absent(report, every),
+        columns=every,
+    )
+
+
+def _by_kind(drawn: Sequence[Panel]) -> dict[str, list[Panel]]:
+    kinds = dict.fromkeys(panel.kind for panel in drawn)
+    return {kind: [panel for panel in drawn if panel.kind == kind] for kind in kinds}
+
+
+def _absent(report: Mapping, every: Sequence[Column]) -> dict[str, str]:
+    """Metrics that no recipe has, and why: the reasons of recipes that trained, else of all."""
+    absent: dict[str, list[str]] = {}
+    for column in every:
+        pairs = [(cell.why, recipe["state"]) for cell, recipe in zip(column.cells, report["recipes"])]
+        if not column.measured:
+            absent[column.label] = [why for why, state in pairs if state in ("finished", "partial")] or [
+                why for why, _ in pairs]  # fmt: skip
+    names = {column.name for column in every} | {"samples"}
+    for recipe in report["recipes"]:
+        for name, why in (recipe.get("missing") or {}).items():
+            if name not in names:
+                absent.setdefault(label(name), []).append(why)
+    return {name: "; ".join(dict.fromkeys(whys)) for name, whys in absent.items()}
+
+
+def _facts(report: Mapping) -> dict[str, str]:
+    """What was compared, on what, by name; the command comes apart."""
+    data = [report["data"], " × ".join(map(str, report["shape"]))]
+    data += [f"{report['grey_levels']} levels"] if report.get("grey_levels") else []
+    data += [f"{integer(report['examples'])} training examples"] if report.get("examples") else ["drawn without end"]
+    kind, value = report["budget"]["kind"], report["budget"]["value"]
+    real = f"; {integer(report['real_n'])} of real data" if report.get("real_n") else ""
+    machine = {key: value for key, value in report["machine"].items() if value is not None}
+    known = [text.format(machine.pop(key)) for key, text in _MACHINE.items() if key in machine]
+    facts = {
+        "Data": ", ".join(data),
+        "Budget": f"{integer(value)} {_BUDGETS.get(kind, kind)} for each run",
+        "Parameters": f"about {integer(report['parameters'])} for each model" if report.get("parameters") else "",
+        "Seeds": ", ".join(map(str, report["seeds"])),
+        "Samples": f"{integer(report['samples'])} of each run, for each metric of samples{real}",
+        "Machine": ", ".join([*known, *(f"{key} {value}" for key, value in machine.items())]),
+    }
+    return {name: text.replace(" 1 threads", " 1 thread") for name, text in facts.items() if text}
+
+
+def _lost(report: Mapping) -> list[tuple[str, str, str]]:
+    """(title, state, why) of every recipe or run that did not finish."""
+    lost = []
+    for recipe in report["recipes"]:
+        failed = [run for run in recipe["runs"] if run["state"] != "finished"]
+        if recipe["state"] != "finished" and not failed:
+            lost.append((recipe["title"], recipe["state"], recipe.get("why")))
+        lost += [(f"{recipe['title']}, seed {run['seed']}", run["state"], run.get("why")) for run in failed]
+    return [(title, state, why or "no reason was recorded") for title, state, why in lost]
+
+
+def _verdicts(report: Mapping, every: Sequence[Column]) -> dict[str, list[dict[str, Any]]]:
+    """By axis: the entries of the usual words, each with its column, title, number and that number's interval."""
+    named = {column.name: column for column in every}
+    places = {recipe["recipe"]: i for i, recipe in enumerate(report["recipes"])}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in report.get("adjectives") or ():
+        column, i = named.get(entry.get("metric")), places.get(entry["recipe"])
+        text, spread = "–", ""
+        if entry.get("value") is not None:
+            value, cell = float(entry["value"]), column.cells[i] if column and i is not None else None
+            # The cell's interval gives the digits, if it is that cell's number.
+            ends = (cell.low, cell.high) if cell is not None and cell.value == value else (None, None)
+            text, spread = rounded(value, *ends, bool(column and column.count)), interval(value, *ends)
+        title = entry["recipe"] if i is None else report["recipes"][i]["title"]
+        row = {**entry, "column": column, "title": title, "text": text, "interval": spread}
+        groups.setdefault(entry["axis"], []).append(row)
+    return groups
+
+
+def _sources(text: str) -> Markup:
+    """The text with its arXiv identifiers as links to follow; nothing is fetched."""
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
+    return Markup(re.sub(r"(?:\barXiv[: ])?\b(\d{4}\.\d{4,5})\b", link, str(escape(text))))

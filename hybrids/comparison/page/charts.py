@@ -1,21 +1,260 @@
 """Charts of a report: the axes, quality against sampling steps and training time, coverage against sharpness."""
 
-from __future__ import annotations
-
+import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-from .columns import AXES, Cell, Column, common_floor, headlines, number
-from .drawing import INK, MUTED, Picture, colour, figure, legend, literal, marker, png, tidy
-from .rounding import finite
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .columns import AXES, Cell, Column, Floor, common_floor, finite, headlines, number, plus_minus
 
-__all__ = ["charts"]
+__all__ = ["INK", "Picture", "draw_charts", "figure", "literal", "png"]
 
-_ARROWS = {"lower": "← better", "higher": "better →", "real": "nearest to real is better"}
+INK, MUTED, LINE = "#1f2328", "#6b7280", "#e5e7eb"
+# Okabe and Ito's colours, which colour-blind readers tell apart, without yellow and black; two darker ones besides.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A51A3", "#7F6A3A")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_DASHED: Any = (0, (2, 2))
+_ENDS = {"lower": "← better", "higher": "better →", "real": "nearest to real is better"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: its file name, the PNG, the caption, the text for those who cannot see it, and its width."""
+
+    name: str
+    png: bytes
+    caption: str
+    alt: str
+    width: int
+
+
+def draw_charts(report: Mapping, every: Sequence[Column]) -> list[Picture]:
+    """Draw all charts that the report has numbers for; the same numbers give the same bytes."""
+    titles = [recipe["title"] for recipe in report["recipes"]]
+    chosen = headlines(every)
+    drawn = (
+        _axes(chosen, titles),
+        _curves(
+            report, every, "sampling.png", "evaluations_curve",
+            {"evaluations": "Network evaluations a sample", "samples_per_second": "Samples per second"}, 1.5,
+            "what a sample costs: network evaluations (left) and measured speed (right). Thick: mean over seeds; thin: "
+            "each seed; a lone marker: a model with one way to sample.",
+        ),
+        _curves(
+            report, every, "training.png", "curve", {"seconds": "Training time (s)"}, 20,
+            "training time on this machine. Thick: mean over seeds; thin: each seed.",
+        ),
+        _trade(chosen, titles),
+    )  # fmt: skip
+    return [picture for picture in drawn if picture is not None]
+
+
+def _axes(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
+    """A panel for each axis with a row for each recipe."""
+    if not chosen:
+        return None
+    across = min(4, len(chosen))
+    down = math.ceil(len(chosen) / across)
+    drawn = figure(11 if across > 2 else 8, down * (1.05 + 0.27 * len(titles)) + 0.35)
+    grid = drawn.subplots(down, across, squeeze=False, sharey=True)
+    for axes, column in zip(grid.flat, chosen):
+        _dots(axes, column)
+        axes.set_yticks(range(len(titles)), [literal(title) for title in titles])
+        axes.tick_params(axis="y", labelcolor=INK)
+    for axes in grid.flat[len(chosen) :]:
+        axes.set_axis_off()
+    marks = {
+        "mean": {"color": INK, "marker": "o", "markersize": 6, "linewidth": 0},
+        "a seed": {"color": INK, "marker": "o", "markersize": 3.5, "markerfacecolor": "white", "linewidth": 0},
+        "95% interval": {"color": INK, "linewidth": 2.2, "alpha": 0.55},
+        "real data": {"color": MUTED, "linewidth": 1.2},
+        "noise floor": {"color": MUTED, "linewidth": 1.2, "linestyle": _DASHED},
+    }
+    handles = [Line2D([], [], **style) for style in marks.values()]
+    drawn.legend(handles, list(marks), loc="outside lower left", ncols=5, frameon=False, fontsize=8.5, labelcolor=INK)
+    spread = any(floor is not None and floor.spread for floor in map(common_floor, chosen))
+    return _picture(
+        "axes.png",
+        drawn,
+        "One measure for each axis, on its own scale; the words above a panel say which end is better. Where the panel "
+        "is of the worst seed, the large mark is that seed."
+        + (" Grey band: the standard deviation of the noise floor over random splits of real data." if spread else ""),
+        f"Dot plots of {len(chosen)} measures for {len(titles)} recipes; the first table has the numbers.",
+    )
+
+
+def _dots(axes: Axes, column: Column) -> None:
+    """A row for each recipe: its interval as a line, its seeds small, their mean large."""
+    floor = common_floor(column)
+    values = [v for cell in column.cells for v in (*cell.seeds, cell.value)]
+    shown = [v for v in (*values, floor and floor.value, column.real.value) if finite(v)]
+    logarithmic = _wide(shown, 30)
+    for i, cell in enumerate(column.cells):
+        if not finite(cell.value):
+            # A recipe without the number keeps its row, so that a gap is never taken for a zero.
+            text = "not measured" if cell.value is None else "diverged"
+            axes.text(0.02, i, text, transform=axes.get_yaxis_transform(), size=7.5, color=MUTED, va="center")
+            continue
+        if logarithmic and cell.ends is not None:
+            cell = replace(cell, low=max(cell.ends[0], min(shown) * 0.7))
+        _mark(axes, i, cell, Cell(float(i), seeds=(float(i),) * len(cell.seeds)))
+    _lines_of_real(axes, column, upright=True, band=True)
+    axes.set_ylim(len(column.cells) - 0.4, -0.6)
+    if logarithmic:
+        _logarithmic(axes, "x")
+    else:
+        axes.margins(x=0.08)
+        axes.locator_params(axis="x", nbins=4)
+    _tidy(axes)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(_named(column), size=9, color=INK, loc="left", pad=16)
+    text = f"{AXES.get(column.axis, column.axis)} · {_ENDS.get(column.better, 'neither end is better')}"
+    axes.annotate(
+        literal(text, 60), (0, 1), (0, 5), "axes fraction", "offset points", size=7.5, color=MUTED, va="bottom"
+    )
+
+
+def _points(report: Mapping, key: str) -> list[Mapping]:
+    return [point for recipe in report["recipes"] for run in recipe["runs"] for point in run.get(key) or ()]
+
+
+def _metric_of_curves(report: Mapping, key: str, every: Sequence[Column]) -> Column | None:
+    """The metric that curves are drawn of: the headline of quality where they have it, else their first known one."""
+    points = _points(report, key)
+    order = [*(c for c in headlines(every) if c.axis == "quality"), *(c for c in every if c.axis != "speed")]
+    return next((c for c in order if any(finite(number(p.get(c.name))) for p in points)), None)
+
+
+def _curves(
+    report: Mapping,
+    every: Sequence[Column],
+    file: str,
+    key: str,
+    across: Mapping[str, str],
+    wide: float,
+    caption: str,
+) -> Picture | None:
+    """Quality against each of `across` (name in the runs' curve `key`: label); recipes without a curve as one point.
+
+    Seeds are thin lines, their mean is a thick one with markers. wide: from which ratio on x is logarithmic.
+    """
+    column = _metric_of_curves(report, key, every)
+    if column is None:
+        return None
+    drawn = figure(11 if len(across) > 1 else 9, 4.2 + max(0, len(report["recipes"]) - 12) * 0.2)
+    grid = drawn.subplots(1, len(across), squeeze=False, sharey=True)[0]
+    by_name = {c.name: c for c in every}
+    floor = _floor(report, key, column.name)
+    handles: dict[int, Any] = {}
+    for axes, (name, label) in zip(grid, across.items()):
+        for i, recipe in enumerate(report["recipes"]):
+            lines = [line for run in recipe["runs"] if (line := _line(run, key, name, column.name))]
+            if not lines and name in by_name:
+                x, y = by_name[name].cells[i].value, column.cells[i].value
+                lines = [[(x, y)]] if finite(x) and finite(y) else []
+            for line in lines if len(lines) > 1 else ():
+                axes.plot(*zip(*line), color=_colour(i), linewidth=0.8, alpha=0.45)
+            if lines:
+                # As far as all of them go; a gap in one is a gap in the mean.
+                mean = [[sum(values) / len(values) for values in zip(*points)] for points in zip(*lines)]
+                style: Any = {"color": _colour(i), "marker": _marker(i), "markersize": 5, "linewidth": 1.8}
+                handles.setdefault(i, axes.plot(*zip(*mean), **style)[0])
+        xs = [float(v) for line in axes.get_lines() for v in line.get_xdata()]
+        ys = [float(v) for line in axes.get_lines() for v in line.get_ydata() if finite(float(v))]
+        if _wide(xs, wide):
+            _logarithmic(axes, "x")
+        if _wide(ys, 1 if column.better == "lower" else 10):
+            _logarithmic(axes, "y")
+        if floor is not None:
+            _floor_line(axes, floor, upright=False)
+        axes.set_xlabel(label)
+        _tidy(axes)
+    grid[0].set_ylabel(_named(column) + {"lower": " ↓", "higher": " ↑"}.get(column.better, ""))
+    _legend(drawn, handles, [recipe["title"] for recipe in report["recipes"]])
+    if floor is not None:
+        size = f"{report['curve_samples']:,} samples, as many as each point is measured on"
+        caption += f" Dashed: the noise floor ({plus_minus(*floor)}) of {size}."
+    labels = " and ".join(across.values()).lower()
+    alt = f"Lines of {column.label} against {labels}, one for each recipe."
+    return _picture(file, drawn, f"{column.label} against {caption}", alt)
+
+
+def _line(run: Mapping, key: str, x: str, quality: str) -> list[tuple[float, float]]:
+    """A curve of a run, in order, its gaps as NaN; empty where it has nothing but gaps."""
+    points = [(number(p.get(x)), number(p.get(quality))) for p in run.get(key) or ()]
+    line = [(a, b if finite(b) else math.nan) for a, b in points if finite(a)]
+    return sorted(line) if any(finite(b) for _, b in line) else []
+
+
+def _floor(report: Mapping, key: str, name: str) -> Floor | None:
+    """The noise floor of a metric that all points of curves share: that of as many samples as are drawn at each."""
+    parts = f"{name}_floor", f"{name}_floor_spread"
+    floors = {tuple(number(point.get(part)) for part in parts) for point in _points(report, key)} - {(None, None)}
+    value, spread = next(iter(floors)) if len(floors) == 1 else (None, None)
+    return Floor(value, spread) if finite(value) else None
+
+
+def _trade(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
+    """Coverage against sharpness."""
+    by_axis = {column.axis: column for column in chosen}
+    if not {"coverage", "sharpness"} <= by_axis.keys():
+        return None
+    x, y = by_axis["sharpness"], by_axis["coverage"]
+    drawn = figure(9, 4.6 + max(0, len(titles) - 12) * 0.2)
+    axes = drawn.subplots()
+    handles: dict[int, Any] = {}
+    for i, (across, up) in enumerate(zip(x.cells, y.cells)):
+        if (handle := _mark(axes, i, across, up)) is not None:
+            handles[i] = handle
+    if not handles:
+        return None
+    _lines_of_real(axes, y, upright=False)
+    _lines_of_real(axes, x, upright=True)
+    axes.set_xlabel(_named(x) + {"lower": " ←", "higher": " →", "real": ", best nearest to real"}.get(x.better, ""))
+    axes.set_ylabel(_named(y) + {"lower": " ↓", "higher": " ↑"}.get(y.better, ""))
+    axes.margins(0.08)
+    _tidy(axes)
+    _legend(drawn, handles, titles)
+    return _picture(
+        "coverage-sharpness.png",
+        drawn,
+        f"{y.label} against {x.label.lower()}. Large: mean over seeds with its 95% intervals; small: each seed. Grey "
+        "lines: real data, which lie where they cross; dashed: noise floor.",
+        f"Scatter of {y.label} against {x.label.lower()}, a point for each recipe.",
+    )
+
+
+def _mark(axes: Axes, i: int, x: Cell, y: Cell) -> Any:
+    """Draw a recipe, if both its numbers are finite: its intervals as lines, its seeds small, their mean large."""
+    if not (finite(x.value) and finite(y.value)):
+        return None
+    for ends in ((x.ends, (y.value, y.value)), ((x.value, x.value), y.ends)):
+        if None not in ends:
+            axes.plot(*ends, color=_colour(i), linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+    seeds = [(a, b) for a, b in zip(x.seeds, y.seeds) if math.isfinite(a) and math.isfinite(b)]
+    if len(seeds) > 1 and len(x.seeds) == len(y.seeds):
+        style: Any = {"s": 9, "facecolor": "white", "edgecolor": _colour(i), "linewidth": 0.9, "zorder": 3}
+        axes.scatter([a for a, _ in seeds], [b for _, b in seeds], **style)
+    style = {"s": 36, "color": _colour(i), "marker": _marker(i), "zorder": 4, "linewidth": 0}
+    return axes.scatter([x.value], [y.value], **style)
+
+
+def _colour(i: int) -> str:
+    """The colour of the report's i-th recipe, in every chart."""
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def _marker(i: int) -> str:
+    """The recipe's marker: colour and marker together are its own among 64 recipes."""
+    return _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
 
 
 def _named(column: Column) -> str:
@@ -28,9 +267,7 @@ def _wide(values: Sequence[float], ratio: float) -> bool:
 
 
 def _logarithmic(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers; between decades too where there are few."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    """Make an axis logarithmic with plain numbers; between decades too where there are few."""
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -41,250 +278,65 @@ def _logarithmic(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _ends(cell: Cell) -> tuple[float, float] | None:
-    return (cell.low, cell.high) if finite(cell.low) and finite(cell.high) else None
-
-
-def _lines_of_real(axes: Axes, column: Column, upright: bool) -> None:
-    """What real data have, and the floor, as lines across."""
-    across = axes.axvline if upright else axes.axhline
+def _lines_of_real(axes: Axes, column: Column, upright: bool, band: bool = False) -> None:
+    """Draw what real data have, and the floor, as lines across."""
     floor, real = common_floor(column), column.real.value
     if finite(real):
-        across(real, color=MUTED, linewidth=1.2, zorder=1)
-    if finite(floor) and floor != real:
-        across(floor, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
+        (axes.axvline if upright else axes.axhline)(real, color=MUTED, linewidth=1.2, zorder=1)
+    if floor is not None and finite(floor.value) and floor.value != real:
+        _floor_line(axes, floor if band else Floor(floor.value), upright)
 
 
-def _dots(axes: Axes, column: Column, n: int) -> None:
-    """A row for each recipe: its interval as a line, its seeds small, their mean large."""
-    reference = [v for v in (common_floor(column), column.real.value) if finite(v)]
-    values = [v for cell in column.cells for v in (*cell.seeds, cell.value) if finite(v)]
-    shown = [*values, *reference]
-    logarithmic = _wide(shown, 30)
-    for i, cell in enumerate(column.cells):
-        if not finite(cell.value):
-            # A recipe without the number keeps its row, so that a gap is never taken for a zero.
-            said = "not measured" if cell.value is None else "diverged"
-            axes.text(0.02, i, said, transform=axes.get_yaxis_transform(), size=7.5, color=MUTED, va="center")
-            continue
-        if (ends := _ends(cell)) is not None:
-            low = max(ends[0], min(shown) * 0.7) if logarithmic else ends[0]
-            axes.plot((low, ends[1]), (i, i), color=colour(i), linewidth=2.2, alpha=0.55, solid_capstyle="butt")
-        if len(cell.seeds) > 1:
-            seeds = [seed for seed in cell.seeds if math.isfinite(seed)]
-            axes.scatter(seeds, [i] * len(seeds), s=9, facecolor="white", edgecolor=colour(i), linewidth=0.9, zorder=3)
-        axes.scatter([cell.value], [i], s=34, color=colour(i), marker=marker(i), zorder=4, linewidth=0)
-    _lines_of_real(axes, column, upright=True)
-    axes.set_ylim(n - 0.4, -0.6)
-    if logarithmic:
-        _logarithmic(axes, "x")
-    else:
-        axes.margins(x=0.08)
-        axes.locator_params(axis="x", nbins=4)
-    tidy(axes)
-    axes.spines["left"].set_visible(False)
-    axes.set_title(_named(column), size=9, color=INK, loc="left", pad=16)
-    says = f"{AXES.get(column.axis, column.axis)} · {_ARROWS.get(column.better, 'neither end is better')}"
-    axes.annotate(says, (0, 1), (0, 5), "axes fraction", "offset points", size=7.5, color=MUTED, va="bottom")
+def _floor_line(axes: Axes, floor: Floor, upright: bool) -> None:
+    """Draw a floor as a dashed line, its spread over splits as a band."""
+    if finite(floor.spread) and floor.spread > 0:
+        ends = floor.value - floor.spread, floor.value + floor.spread
+        (axes.axvspan if upright else axes.axhspan)(*ends, color=MUTED, alpha=0.15, linewidth=0, zorder=0.5)
+    (axes.axvline if upright else axes.axhline)(floor.value, color=MUTED, linewidth=1.2, linestyle=_DASHED, zorder=1)
 
 
-def _axes(shown: Sequence[Column], titles: Sequence[str]) -> Picture | None:
-    if not shown:
-        return None
-    from matplotlib.lines import Line2D
-
-    across = min(4, len(shown))
-    down = math.ceil(len(shown) / across)
-    drawn = figure(11 if across > 2 else 8, down * (1.05 + 0.27 * len(titles)) + 0.35)
-    grid = drawn.subplots(down, across, squeeze=False, sharey=True)
-    for axes, column in zip(grid.flat, shown):
-        _dots(axes, column, len(titles))
-        axes.set_yticks(range(len(titles)), [literal(title) for title in titles])
-        axes.tick_params(axis="y", labelcolor=INK)
-    for axes in grid.flat[len(shown) :]:
-        axes.set_axis_off()
-    marks = [
-        Line2D([], [], color=INK, marker="o", markersize=6, linewidth=0),
-        Line2D([], [], color=INK, marker="o", markersize=3.5, markerfacecolor="white", linewidth=0),
-        Line2D([], [], color=INK, linewidth=2.2, alpha=0.55),
-        Line2D([], [], color=MUTED, linewidth=1.2),
-        Line2D([], [], color=MUTED, linewidth=1.2, linestyle=(0, (2, 2))),
-    ]
-    names = ["mean", "a seed", "95% interval", "real data", "noise floor"]
-    drawn.legend(marks, names, loc="outside lower left", ncols=5, frameon=False, fontsize=8.5, labelcolor=INK)
-    return Picture(
-        "axes.png",
-        png(drawn),
-        "One measure for each axis, on its own scale; the words above a panel say which end is better. Where the panel "
-        "is of the worst seed, the large mark is that seed.",
-        f"Dot plots of {len(shown)} measures for {len(titles)} recipes; the first table has the numbers.",
-        round(drawn.get_figwidth() * 100),
-    )
+def _tidy(axes: Axes) -> None:
+    """Thin lines, small type, a quiet grid, no box."""
+    axes.grid(True, color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=MUTED, length=0, which="both")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#c4c9d0")
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(size=9, color=INK)
 
 
-def _points(run: Mapping, key: str, x: str, quality: str) -> list[tuple[float, float]]:
-    """A curve of a run, in order, its gaps as NaN; empty where it has nothing but gaps."""
-    points = [(number(p.get(x)), number(p.get(quality))) for p in run.get(key) or ()]
-    line = [(a, b if finite(b) else math.nan) for a, b in points if finite(a)]
-    return sorted(line) if any(finite(b) for _, b in line) else []
+def _legend(drawn: Figure, handles: Mapping[int, Any], titles: Sequence[str]) -> None:
+    """Name the recipes that are drawn, right of everything."""
+    names = [literal(titles[i]) for i in handles]
+    style: Any = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
+    drawn.legend(list(handles.values()), names, loc="outside right upper", **style)
 
 
-def _mean_line(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean of curves point by point, as far as all of them go; a gap in one is a gap in the mean."""
-    return [tuple(sum(values) / len(values) for values in zip(*points)) for points in zip(*lines)]  # type: ignore[misc]
+def literal(text: str, length: int = 28) -> str:
+    """Return a name so that matplotlib shows it as it is: no formula between dollars, no underscore that hides it."""
+    text = text if len(text) <= length else text[: length - 1] + "…"
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
-def _curves(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], i: int) -> Any:
-    """Each seed as a thin line, their mean as a thick one with markers."""
-    if len(lines) > 1:
-        for line in lines:
-            axes.plot(*zip(*line), color=colour(i), linewidth=0.8, alpha=0.45)
-    mean = _mean_line(lines)
-    return axes.plot(*zip(*mean), color=colour(i), marker=marker(i), markersize=5, linewidth=1.8)[0]
+def figure(width: float, height: float, whole: bool = False) -> Figure:
+    """Make an empty figure of so many inches on white, which suits light and dark pages as a card.
+
+    whole: its only axes fill it, and nothing is laid out.
+    """
+    layout = None if whole else ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    drawn = Figure(figsize=(width, height), dpi=150, facecolor="white", layout=layout)
+    FigureCanvasAgg(drawn)
+    return drawn
 
 
-def _floor(report: Mapping, key: str, name: str) -> float | None:
-    """The noise floor of a metric that all points of curves share: that of as many samples as are drawn at each."""
-    points = [p for recipe in report["recipes"] for run in recipe["runs"] for p in run.get(key) or ()]
-    floors = {number(p.get(f"{name}_floor")) for p in points} - {None}
-    floor = next(iter(floors)) if len(floors) == 1 else None
-    return floor if finite(floor) else None
+def png(drawn: Figure) -> bytes:
+    """Return the figure as PNG; the same bytes for the same figure."""
+    content = io.BytesIO()
+    drawn.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
 
 
-def _finish(axes: Axes, x: str, floor: float | None, wide: float, log_quality: bool) -> None:
-    """Scales and labels of a chart of quality."""
-    xs = [float(v) for line in axes.get_lines() for v in list(line.get_xdata())]  # type: ignore[arg-type]
-    ys = [y for line in axes.get_lines() for v in list(line.get_ydata()) if finite(y := float(v))]  # type: ignore[arg-type]
-    if _wide(xs, wide):
-        _logarithmic(axes, "x")
-    if _wide(ys, 1.0) and (log_quality or _wide(ys, 10)):
-        _logarithmic(axes, "y")
-    if floor is not None:
-        axes.axhline(floor, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), zorder=1)
-    axes.set_xlabel(x)
-    tidy(axes)
-
-
-def _keyed(report: Mapping, key: str, found: Sequence[Column]) -> Column | None:
-    """The metric that curves are told in: the headline of quality where they have it, else their first known one."""
-    points = [p for recipe in report["recipes"] for run in recipe["runs"] for p in run.get(key) or ()]
-    order = [*(c for c in headlines(found) if c.axis == "quality"), *found]
-    return next((c for c in order if c.axis != "speed" and any(finite(number(p.get(c.name))) for p in points)), None)
-
-
-def _against(
-    report: Mapping, found: Sequence[Column], key: str, xs: Sequence[tuple[str, str]], wide: float
-) -> tuple[bytes, Column, int] | None:
-    """Quality against each of xs (name in the curve, label); recipes without a curve as one point."""
-    column = _keyed(report, key, found)
-    if column is None:
-        return None
-    drawn = figure(11 if len(xs) > 1 else 9, 4.2 + max(0, len(report["recipes"]) - 12) * 0.2)
-    grid = drawn.subplots(1, len(xs), squeeze=False, sharey=True)[0]
-    by_name = {c.name: c for c in found}
-    handles: dict[int, Any] = {}
-    for axes, (name, label) in zip(grid, xs):
-        for i, recipe in enumerate(report["recipes"]):
-            lines = [line for run in recipe["runs"] if (line := _points(run, key, name, column.name))]
-            if not lines and name in by_name:
-                ends = by_name[name].cells[i].value, column.cells[i].value
-                lines = [[(ends[0], ends[1])]] if finite(ends[0]) and finite(ends[1]) else []
-            if lines:
-                handles.setdefault(i, _curves(axes, lines, i))
-        _finish(axes, label, _floor(report, key, column.name), wide, column.better == "lower")
-    arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
-    grid[0].set_ylabel(_named(column) + arrow)
-    titles = [literal(recipe["title"]) for recipe in report["recipes"]]
-    legend(drawn, list(handles.values()), [titles[i] for i in handles])
-    return png(drawn), column, round(drawn.get_figwidth() * 100)
-
-
-def _told(report: Mapping, key: str, name: str) -> str:
-    """What the caption says of the floor."""
-    if _floor(report, key, name) is None:
-        return ""
-    return f" Dashed: the noise floor of {report['curve_samples']:,} samples, as many as each point is measured on."
-
-
-def _sampling(report: Mapping, found: Sequence[Column]) -> Picture | None:
-    xs = [("evaluations", "Network evaluations a sample"), ("samples_per_second", "Samples per second")]
-    made = _against(report, found, "evaluations_curve", xs, 1.5)
-    return made and Picture(
-        "sampling.png",
-        made[0],
-        f"{made[1].label} against what a sample costs: network evaluations (left) and measured speed (right). Thick: "
-        "mean over seeds; thin: each seed; a lone marker: a model with one way to sample."
-        + _told(report, "evaluations_curve", made[1].name),
-        f"Lines of {made[1].label} against network evaluations and samples per second, one for each recipe.",
-        made[2],
-    )
-
-
-def _training(report: Mapping, found: Sequence[Column]) -> Picture | None:
-    made = _against(report, found, "curve", [("seconds", "Training time (s)")], 20)
-    return made and Picture(
-        "training.png",
-        made[0],
-        f"{made[1].label} against training time on this machine. Thick: mean over seeds; thin: each seed."
-        + _told(report, "curve", made[1].name),
-        f"Lines of {made[1].label} against seconds of training, one for each recipe.",
-        made[2],
-    )
-
-
-def _trade(shown: Sequence[Column], titles: Sequence[str]) -> Picture | None:
-    """Coverage against sharpness."""
-    by_axis = {column.axis: column for column in shown}
-    if not {"coverage", "sharpness"} <= by_axis.keys():
-        return None
-    x, y = by_axis["sharpness"], by_axis["coverage"]
-    drawn = figure(9, 4.6 + max(0, len(titles) - 12) * 0.2)
-    axes = drawn.subplots()
-    handles: dict[int, Any] = {}
-    for i, (across, up) in enumerate(zip(x.cells, y.cells)):
-        if not (finite(across.value) and finite(up.value)):
-            continue
-        seeds = [(a, b) for a, b in zip(across.seeds, up.seeds) if math.isfinite(a) and math.isfinite(b)]
-        if len(seeds) > 1 and len(across.seeds) == len(up.seeds):
-            axes.scatter(
-                [a for a, _ in seeds],
-                [b for _, b in seeds],
-                s=11,
-                facecolor="white",
-                edgecolor=colour(i),
-                linewidth=0.9,
-                zorder=3,
-            )
-        if (ends := _ends(across)) is not None:
-            axes.plot(ends, (up.value, up.value), color=colour(i), linewidth=1.6, alpha=0.55)
-        if (ends := _ends(up)) is not None:
-            axes.plot((across.value, across.value), ends, color=colour(i), linewidth=1.6, alpha=0.55)
-        handles[i] = axes.scatter(
-            [across.value], [up.value], s=48, color=colour(i), marker=marker(i), zorder=4, linewidth=0
-        )
-    if not handles:
-        return None
-    _lines_of_real(axes, y, upright=False)
-    _lines_of_real(axes, x, upright=True)
-    arrows = {"lower": " ↓", "higher": " ↑"}
-    axes.set_xlabel(_named(x) + {"lower": " ←", "higher": " →", "real": ", best nearest to real"}.get(x.better, ""))
-    axes.set_ylabel(_named(y) + arrows.get(y.better, ""))
-    axes.margins(0.08)
-    tidy(axes)
-    legend(drawn, list(handles.values()), [literal(titles[i]) for i in handles])
-    return Picture(
-        "coverage-sharpness.png",
-        png(drawn),
-        f"{y.label} against {x.label.lower()}. Large: mean over seeds with its 95% intervals; small: each seed. Grey "
-        "lines: real data, which lie where they cross; dashed: noise floor.",
-        f"Scatter of {y.label} against {x.label.lower()}, a point for each recipe.",
-        900,
-    )
-
-
-def charts(report: Mapping, found: Sequence[Column]) -> list[Picture]:
-    """All charts that the report has numbers for."""
-    titles = [recipe["title"] for recipe in report["recipes"]]
-    shown = headlines(found)
-    made = (_axes(shown, titles), _sampling(report, found), _training(report, found), _trade(shown, titles))
-    return [picture for picture in made if picture is not None]
+def _picture(name: str, drawn: Figure, caption: str, alt: str) -> Picture:
+    return Picture(name, png(drawn), caption, alt, round(drawn.get_figwidth() * 100))

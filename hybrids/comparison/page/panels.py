@@ -1,26 +1,20 @@
 """Samples, reconstructions and interpolations of a report as a person looks at them."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...pictures import picture
-from .drawing import INK, Picture, figure, literal, png
+from .charts import INK, figure, literal, png
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["Panel", "even", "panels", "sheets"]
-
-_SHOWN = {"image": 64, "points": 4000}
+__all__ = ["Panel", "draw_panels", "draw_sheet", "even"]
 
 
 @dataclass(frozen=True)
@@ -35,61 +29,89 @@ class Panel:
 
     @property
     def png(self) -> bytes:
-        """As a file."""
-        from PIL import Image
-
-        kept = io.BytesIO()
+        """The pixels as a file."""
+        content = io.BytesIO()
         array = (self.pixels * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(array).save(kept, format="png", optimize=True)
-        return kept.getvalue()
+        Image.fromarray(array).save(content, format="png", optimize=True)
+        return content.getvalue()
+
+    @property
+    def wide(self) -> bool:
+        return self.pixels.shape[2] > 1.5 * self.pixels.shape[1]
+
+
+def draw_panels(report: Mapping, out: Path) -> list[Panel]:
+    """Draw real samples, then samples, reconstructions and interpolations of each recipe's first run that left any."""
+    shape = torch.Size(report["shape"])
+    real = _tensors(out, report.get("real_samples")).get("samples", torch.empty(0))
+    limit = 2.5
+    if shape == (2,) and len(real):
+        limit = min(6.0, max(1.0, 1.2 * float(real.abs().nan_to_num(0, 0).max())))
+    sources = [("Real data", "", {"samples": real})]
+    for recipe in report["recipes"]:
+        runs = ((run, _tensors(out, run.get("samples"))) for run in recipe["runs"])
+        sources += [(recipe["title"], f"seed {run['seed']}", tensors) for run, tensors in runs if tensors][:1]
+    return [panel for source in sources for panel in _panels_of(*source, shape, limit)]
 
 
 def _tensors(out: Path, name: str | None) -> dict[str, Tensor]:
-    """A file of samples, or nothing where there is none."""
-    from safetensors.torch import load_file
-
+    """Load a file of samples; nothing where there is none."""
     return load_file(out / name) if name and (out / name).is_file() else {}
 
 
-def _drawable(x: Tensor, shape: torch.Size) -> bool:
-    return (x.ndim == 4 or (x.ndim == 2 and x.shape[1] == 2)) and x.shape[1:] == shape and len(x) > 0
+def _panels_of(title: str, note: str, tensors: Mapping[str, Tensor], shape: torch.Size, limit: float) -> list[Panel]:
+    """The panels of one run's tensors, of those that are of the data's shape."""
+    drawn, images = [], len(shape) == 3
+    # What diverged is drawn as the grey in the middle of the range, and named.
+    finite = {name: tensor.nan_to_num(0, 0, 0) for name, tensor in tensors.items()}
 
+    def drawable(x: Tensor | None) -> bool:
+        return x is not None and (images or shape == (2,)) and x.shape[1:] == shape and len(x) > 0
 
-def _pairs(originals: Tensor, reconstructions: Tensor, limit: float) -> Tensor:
-    """Images above their reconstructions; of points, a line from each to its reconstruction."""
-    n = min(len(originals), len(reconstructions), 16)
-    if originals.ndim == 4:
-        return picture(torch.cat([originals[:n], reconstructions[:n]]), columns=n)
-    return _paths(torch.stack([originals[:n], reconstructions[:n]], 1), limit)
-
-
-def _steps(x: Tensor, limit: float) -> Tensor:
-    """A row of images for each interpolation; of points, a path for each."""
-    return picture(x.flatten(0, 1), columns=x.shape[1]) if x.ndim == 5 else _paths(x, limit)
+    x = tensors.get("samples", torch.empty(0))[: 64 if images else 4000]
+    if drawable(x):
+        lost = int((~x.flatten(1).isfinite().all(1)).sum())
+        notes = ", ".join(filter(None, (note, f"{lost} of {len(x)} diverged" if lost else "")))
+        alt = f"{len(x)} {'images' if images else 'points'}: {', '.join(filter(None, (title, notes)))}"
+        pixels = picture(finite["samples"][: len(x)]) if images else _cloud(x, limit)
+        drawn.append(Panel("samples", title, notes, alt, pixels))
+    first, again, between = (finite.get(key) for key in ("originals", "reconstructions", "interpolations"))
+    if first is not None and again is not None and drawable(first) and first.shape == again.shape:
+        n = min(len(first), 16)
+        pixels = picture(torch.cat([first[:n], again[:n]]), columns=n) if images else _paths(
+            torch.stack([first[:n], again[:n]], 1), limit)  # fmt: skip
+        alt = f"{n} held-out examples and their reconstructions: {title}, {note}"
+        drawn.append(Panel("reconstructions", title, note, alt, pixels))
+    if between is not None and between.ndim > 2 and drawable(between.flatten(0, 1)):
+        pixels = picture(between.flatten(0, 1), columns=between.shape[1]) if images else _paths(between, limit)
+        alt = f"{len(between)} interpolations in {between.shape[1]} steps: {title}, {note}"
+        drawn.append(Panel("interpolations", title, note, alt, pixels))
+    return drawn
 
 
 def _cloud(x: Tensor, limit: float) -> Tensor:
-    """Points (N, 2), the smaller the more there are."""
-    drawn = figure(4, 4, whole=True)
-    axes = drawn.add_axes((0, 0, 1, 1))
-    size = min(12.0, max(2.5, 8000 / len(x)))
+    """Draw points (N, 2), the smaller the more there are."""
     across, up = x.float().T.tolist()
-    axes.scatter(across, up, s=size, color="#0072B2", alpha=0.45, linewidths=0)
-    return _framed(drawn, axes, limit)
+    size = min(12.0, max(2.5, 8000 / len(x)))
+    return _plane(lambda axes: axes.scatter(across, up, s=size, color="#0072B2", alpha=0.45, linewidths=0), limit)
 
 
 def _paths(x: Tensor, limit: float) -> Tensor:
-    """Paths (N, T, 2) through the plane, their first point filled."""
+    """Draw paths (N, T, 2) through the plane, their first point filled."""
+
+    def draw(axes: Axes) -> None:
+        for path in x.float():
+            axes.plot(*path.T.tolist(), color="#0072B2", linewidth=1, marker="o", markersize=4, markerfacecolor="white")
+            axes.plot(*path[0].tolist(), color="#0072B2", marker="o", markersize=4)
+
+    return _plane(draw, limit)
+
+
+def _plane(draw: Callable[[Axes], object], limit: float) -> Tensor:
+    """What `draw(axes)` leaves on the plane from -limit to limit, as (3, H, W) in [0, 1]."""
     drawn = figure(4, 4, whole=True)
     axes = drawn.add_axes((0, 0, 1, 1))
-    for path in x.float():
-        axes.plot(*path.T.tolist(), color="#0072B2", linewidth=1, marker="o", markersize=4, markerfacecolor="white")
-        axes.plot(*path[0].tolist(), color="#0072B2", marker="o", markersize=4)
-    return _framed(drawn, axes, limit)
-
-
-def _framed(drawn: Figure, axes: Axes, limit: float) -> Tensor:
-    """The plane from -limit to limit as (3, H, W) in [0, 1]."""
+    draw(axes)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
     axes.set_axis_off()
     drawn.canvas.draw()
@@ -99,55 +121,14 @@ def _framed(drawn: Figure, axes: Axes, limit: float) -> Tensor:
     return image[..., :3].permute(2, 0, 1).float() / 255
 
 
-def panels(report: Mapping, out: Path) -> list[Panel]:
-    """Real samples first, then those of each recipe's first run that left any; its reconstructions, interpolations."""
-    shape = torch.Size(report["shape"])
-    real = _tensors(out, report.get("real_samples")).get("samples", torch.empty(0))
-    limit = 2.5
-    if shape == (2,) and len(real):
-        limit = min(6.0, max(1.0, 1.2 * float(real.abs().nan_to_num(0, 0).max())))
-    sources = [("Real data", "", {"samples": real})]
-    for recipe in report["recipes"]:
-        for run in recipe["runs"]:
-            tensors = _tensors(out, run.get("samples"))
-            if tensors:
-                sources.append((recipe["title"], f"seed {run['seed']}", tensors))
-                break
-    made = []
-    for title, note, tensors in sources:
-        x = tensors.get("samples", torch.empty(0))[: _SHOWN["image" if len(shape) == 3 else "points"]]
-        if _drawable(x, shape):
-            lost = int((~x.flatten(1).isfinite().all(1)).sum())
-            # What diverged is shown as the grey in the middle of the range, and said.
-            told = ", ".join(filter(None, (note, f"{lost} of {len(x)} diverged" if lost else "")))
-            what = f"{len(x)} {'images' if x.ndim == 4 else 'points'}: {title}{', ' if told else ''}{told}"
-            pixels = picture(x.nan_to_num(0, 0, 0)) if x.ndim == 4 else _cloud(x, limit)
-            made.append(Panel("samples", title, told, what, pixels))
-        first, again, between = (tensors.get(key) for key in ("originals", "reconstructions", "interpolations"))
-        if first is not None and again is not None and _drawable(first, shape) and first.shape == again.shape:
-            pixels = _pairs(first.nan_to_num(0, 0, 0), again.nan_to_num(0, 0, 0), limit)
-            alt = f"{min(16, len(first))} held-out examples and their reconstructions: {title}, {note}"
-            made.append(Panel("reconstructions", title, note, alt, pixels))
-        if between is not None and between.ndim > 2 and _drawable(between.flatten(0, 1), shape):
-            alt = f"{len(between)} interpolations in {between.shape[1]} steps: {title}, {note}"
-            made.append(Panel("interpolations", title, note, alt, _steps(between.nan_to_num(0, 0, 0), limit)))
-    return made
-
-
 def even(n: int, most: int = 5) -> int:
-    """How many of n are beside each other, so that no row is much shorter than the others."""
-    rows = max(1, -(-n // most))
-    return -(-n // rows)
+    """Return how many of n to put beside each other, so that no row is much shorter than the others."""
+    return -(-n // max(1, -(-n // most)))
 
 
-def sheets(made: list[Panel]) -> list[Picture]:
-    """Panels of a kind beside each other on one sheet, for those who want a file."""
-    kinds = dict.fromkeys(panel.kind for panel in made)
-    return [_sheet(kind, [panel for panel in made if panel.kind == kind]) for kind in kinds]
-
-
-def _sheet(kind: str, shown: list[Panel]) -> Picture:
-    wide = shown[0].pixels.shape[2] > 1.5 * shown[0].pixels.shape[1]
+def draw_sheet(shown: list[Panel]) -> bytes:
+    """Draw panels of a kind beside each other on one sheet, for those who want a file, as PNG."""
+    wide = shown[0].wide
     across = min(len(shown), 2) if wide else even(len(shown))
     down = -(-len(shown) // across)
     side = 5.5 if wide else 2.75
@@ -159,5 +140,4 @@ def _sheet(kind: str, shown: list[Panel]) -> Picture:
         axes.set_axis_off()
         title = panel.title + (f" ({panel.note})" if panel.note else "")
         axes.set_title(literal(title, 48 if wide else 30), size=9, color=INK, loc="left", pad=4)
-    alt = f"{kind.capitalize()} beside each other: {', '.join(panel.title for panel in shown)}"
-    return Picture(f"{kind}.png", png(drawn), kind.capitalize(), alt, round(drawn.get_figwidth() * 100))
+    return png(drawn)

@@ -8,16 +8,35 @@ import torch
 from torch import Tensor
 
 from ...data import Data, Mixture
-from ..figures import Figure, Unavailable, about, mean_of, resampled
-from .distances import fid_proper, frechet, kernel, kid_proper, sliced_wasserstein, wasserstein
+from ..figures import (
+    Figure,
+    Unavailable,
+    about,
+    mean_of,
+    proportion_interval,
+    ratio_of,
+    resampled,
+    variance_beyond,
+)
+from .distances import (
+    fid_proper,
+    frechet,
+    frechet_variance,
+    kernel,
+    kernel_interval,
+    kid_proper,
+    sliced_wasserstein,
+    sliced_wasserstein_of_splits,
+    wasserstein,
+)
 from .features import Features
-from .neighbours import nearest
+from .neighbours import nearest, neighbours_of_splits, neighbours_variance
 from .recognition import agreement, coverage, stacked_coverage
 from .reference import LEAST_SAMPLES, MOST_NEAREST, Reference, reference
 
-__all__ = ["OF_SAMPLES", "Bench", "plug_in_kl"]
+__all__ = ["AT_EQUAL_NUMBERS", "OF_SAMPLES", "Bench", "plug_in_kl"]
 
-KERNEL_SUBSETS = 20
+KERNEL_SUBSETS, KERNEL_SIZE = 20, 1000
 LEAST_LOG_DENSITY = -50.0
 """Of one sample, so that a stray one, or one off the checkerboard, does not decide alone."""
 WITHIN = 3
@@ -27,7 +46,8 @@ WITHIN = 3
 class Bench:
     """Samples x (N, *shape), float32 on the CPU, and what several metrics of theirs share.
 
-    Distances are between n samples and n real examples, n = min(N, half the training set), as floors are.
+    Distances are between n samples and n real examples, n = min(N, half the training set); floors are the mean of the
+    same over random splits of 2n real examples.
     Raises ValueError for samples of another shape, or not finite.
     """
 
@@ -55,12 +75,10 @@ class Bench:
         return self.real.features(self.fake)
 
     @cached_property
-    def neighbours(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """What each example contributes, and the floors."""
-        real = self.real
-        if "neighbours" not in real.kept:
-            real.kept["neighbours"] = {k: v.mean().item() for k, v in real.neighbours(real.other_seen).items()}
-        return real.neighbours(self.seen), real.kept["neighbours"]
+    def neighbours(self) -> tuple[dict[str, float], dict[str, float], int]:
+        """The four metrics, their variances, and the degrees of freedom of these."""
+        values = {name: each.mean().item() for name, each in self.real.neighbours(self.seen).items()}
+        return values, *neighbours_variance(self.real.seen, self.seen)
 
     @cached_property
     def modes(self) -> tuple[dict[str, float], int, float]:
@@ -75,43 +93,48 @@ class Bench:
 
 
 def _frechet(bench: Bench) -> Figure:
+    """The interval is of what the distance is expected to be at n against n, bias included, both being redrawn."""
     real = bench.real
-    floor = real.floor("frechet", lambda: frechet(real.seen, real.other_seen))
-    deviation = resampled(bench.seen, lambda z: frechet(real.seen, z))
-    return about(frechet(real.seen, bench.seen), deviation, floor, least=0.0)
+    floor, spread = real.floor("frechet", lambda: real.over_splits(real.all_seen, frechet))
+    variance = variance_beyond(frechet_variance(real.seen, bench.seen), spread**2)
+    return about(frechet(real.seen, bench.seen), math.sqrt(variance), floor, spread, least=0.0)
 
 
 def _kernel(bench: Bench) -> Figure:
     real = bench.real
-    floor = real.floor("kernel", lambda: kernel(real.seen, real.other_seen, KERNEL_SUBSETS)[0])
-    value, deviation = kernel(real.seen, bench.seen, KERNEL_SUBSETS)
-    # Subsets of the whole deviate by nothing: that of small ones falls with the root of the size at least.
-    if (size := min(1000, real.n)) == real.n:
-        return Figure(value, floor)
-    return about(value, deviation * math.sqrt(size / real.n), floor)
+    # One subset a split. Between equal distributions the deviation falls as 1/n; the value is the mean of many subsets.
+    floor, spread = real.floor(
+        "kernel", lambda: real.over_splits(real.all_seen, lambda a, b: kernel(a, b, 1, KERNEL_SIZE)[0])
+    )
+    share = (min(KERNEL_SIZE, real.n) / real.n) ** 2
+    spread *= math.sqrt(share + (1 - share) / KERNEL_SUBSETS)
+    value, first, second = kernel(real.seen, bench.seen, KERNEL_SUBSETS, KERNEL_SIZE)
+    return Figure(value, floor, *kernel_interval(value, first, second), spread)
 
 
 def _sliced_wasserstein(bench: Bench) -> Figure:
     real = bench.real
-    x, other = real.pixels(real.x), real.pixels(real.other)
-    return Figure(
-        sliced_wasserstein(x, real.pixels(bench.fake)), real.floor("sliced", lambda: sliced_wasserstein(x, other))
+    x = real.pixels(real.x)
+    floor, spread = real.floor(
+        "sliced", lambda: sliced_wasserstein_of_splits(torch.cat([x, real.pixels(real.other)]), real.halves)
     )
+    return Figure(sliced_wasserstein(x, real.pixels(bench.fake)), floor, floor_spread=spread)
 
 
 def _wasserstein(bench: Bench) -> Figure:
     if bench.data.shape != (2,):
         raise Unavailable(f"it is exact in the plane, where few points fill the space; {bench.data.name} is not there")
     real = bench.real
-    return Figure(wasserstein(real.x, bench.fake), real.floor("exact", lambda: wasserstein(real.x, real.other)))
+    floor, spread = real.floor("exact", lambda: real.over_splits(torch.cat([real.x, real.other]), wasserstein))
+    return Figure(wasserstein(real.x, bench.fake), floor, floor_spread=spread)
 
 
 def _high_quality(bench: Bench) -> Figure:
     if not isinstance(bench.data.density, Mixture):
         raise Unavailable(f"{bench.data.name} is no mixture of Gaussians")
     found, _, inside = bench.modes
-    share = found["high_quality"]
-    return about(share, math.sqrt(share * (1 - share) / len(bench.x)), inside, least=0.0)
+    share, n = found["high_quality"], len(bench.x)
+    return Figure(share, inside, *proportion_interval(share, n), math.sqrt(inside * (1 - inside) / n))
 
 
 def _log_density(bench: Bench) -> Figure:
@@ -123,7 +146,7 @@ def _log_density(bench: Bench) -> Figure:
         return density.log_prob(x.double()).clamp_min(LEAST_LOG_DENSITY)
 
     exact = of(density.sample(10_000, torch.Generator().manual_seed(0)))
-    return mean_of(of(bench.x), exact.mean().item())
+    return mean_of(of(bench.x), exact.mean().item(), exact.std().item() / len(bench.x) ** 0.5)
 
 
 def _confidence(bench: Bench) -> Figure:
@@ -138,8 +161,17 @@ def _confidence(bench: Bench) -> Figure:
 
 def _neighbour(name: str) -> Callable[[Bench], Figure]:
     def measured(bench: Bench) -> Figure:
-        values, floors = bench.neighbours
-        return mean_of(values[name], floors[name])
+        values, variances, freedom = bench.neighbours
+        real, value, variance = bench.real, values[name], variances[name]
+        floors = real.known("neighbours", lambda: neighbours_of_splits(real.all_seen, real.halves))
+        floor = real.floor(name, lambda: floors[name])
+        if name == "density":
+            return about(value, math.sqrt(variance), *floor, least=0.0, freedom=freedom)
+        # So many independent examples would know it as well; no more than there are.
+        n, binomial = float(real.n), value * (1 - value)
+        if binomial > 0 and variance > 0:
+            n = min(n, binomial / variance)
+        return Figure(value, floor[0], *proportion_interval(value, n, freedom), floor[1])
 
     return measured
 
@@ -152,7 +184,8 @@ def _modes(bench: Bench) -> Figure:
 
 def _kl(bench: Bench) -> Figure:
     found, many, _ = bench.modes
-    return Figure(found["kl"], plug_in_kl(len(bench.x), many))
+    n = len(bench.x)
+    return about(found["kl"], found["kl_standard_error"], plug_in_kl(n, many), math.sqrt((many - 1) / 2) / n, least=0.0)
 
 
 def plug_in_kl(n: int, modes: int) -> float:
@@ -184,10 +217,11 @@ def _sharp(name: str) -> Callable[[Bench], Figure]:
         if not bench.data.is_image or min(bench.data.shape[-2:]) < 3:
             raise Unavailable(f"{bench.data.name} holds no images of at least 3 × 3 pixels")
         look, real = getattr(sharpness, name), bench.real
-        usual = real.floor(f"{name} of real", lambda: look(real.x).mean().item())
-        if usual == 0:
+        usual = real.known(f"{name} of real", lambda: torch.cat([look(real.x), look(real.other)]))
+        if usual[: real.n].mean() == 0:
             raise Unavailable(f"real examples of {bench.data.name} have none")
-        return mean_of(look(bench.x), real.floor(name, lambda: look(real.other).mean().item() / usual), 1 / usual)
+        floor = real.floor(name, lambda: real.over_splits(usual, lambda a, b: (b.mean() / a.mean()).item()))
+        return ratio_of(look(bench.x), usual[: real.n], *floor)
 
     return measured
 
@@ -199,12 +233,19 @@ def _proper(name: str, distance: Callable[..., float]) -> Callable[[Bench], Figu
         real = bench.real
         try:
             value = distance(bench.fake, real.x, device=bench.device)
-            return Figure(value, real.floor(name, lambda: distance(real.other, real.x, device=bench.device)))
+            # One split: each is a pass of Inception over all.
+            return Figure(value, real.known(name, lambda: distance(real.other, real.x, device=bench.device)))
         except ValueError as error:
             raise Unavailable(str(error)) from error
 
     return measured
 
+
+AT_EQUAL_NUMBERS = {
+    "frechet", "kernel", "fid", "kid", "sliced_wasserstein", "wasserstein",
+    "precision", "recall", "density", "coverage", "modes", "kl",
+}  # fmt: skip
+"""Metrics that depend on the number of examples: figures of different numbers of them are not to be compared."""
 
 OF_SAMPLES: dict[str, Callable[[Bench], Figure]] = {
     "frechet": _frechet,

@@ -9,25 +9,42 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Neighbours", "nearest", "neighbours", "radii"]
+__all__ = ["Neighbours", "nearest", "neighbours", "neighbours_of_splits", "neighbours_variance", "radii"]
 
 ROWS = 1024
+NAMES = ("precision", "recall", "density", "coverage")
 
 
 def radii(x: Tensor, k: int, rows: int = ROWS) -> Tensor:
-    """(N,) float64: the distance of each of x (N, d) to its k-th nearest other.
+    """Return the distance of each of x (N, d) to its k-th nearest other: (N,) float64.
 
     Raises ValueError for no more than k examples.
     """
-    if not 1 <= k < len(x):
-        raise ValueError(f"k must be at least 1, and x have more examples than that; got k={k} and {len(x)} examples")
-    found = []
+    return _radii(x, (k,), rows)[0]
+
+
+def _radii(x: Tensor, ks: tuple[int, ...], rows: int) -> tuple[Tensor, ...]:
+    """`radii` for several k at once."""
+    for k in ks:
+        if not 1 <= k < len(x):
+            raise ValueError(
+                f"k must be at least 1, and x have more examples than that; got k={k} and {len(x)} examples"
+            )
+    nearest_of_all = _lists(x, max(ks), rows)[0].sqrt()
+    return tuple(nearest_of_all[:, k - 1] for k in ks)
+
+
+def _lists(x: Tensor, many: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The squared distances (N, many), in order, of each of x (N, d) to its nearest others, and which these are."""
+    squares_of_all, indices = [], []
     for start, squares in _squares(x, x, rows):
         here = torch.arange(len(squares), device=x.device)
         # Not to be its own neighbour; a copy of it may be.
         squares[here, start + here] = torch.inf
-        found.append(squares.topk(k, largest=False, sorted=True).values[:, -1])
-    return torch.cat(found).sqrt()
+        values, index = squares.topk(many, largest=False, sorted=True)
+        squares_of_all.append(values)
+        indices.append(index)
+    return torch.cat(squares_of_all), torch.cat(indices)
 
 
 def nearest(x: Tensor, y: Tensor, rows: int = ROWS) -> Tensor:
@@ -43,8 +60,7 @@ class Neighbours:
 
     def __init__(self, real: Tensor, precision_k: int = 3, density_k: int = 5, rows: int = ROWS) -> None:
         self.real, self.precision_k, self.density_k, self.rows = real, precision_k, density_k, rows
-        self.precision_radii = radii(real, precision_k, rows)
-        self.density_radii = self.precision_radii if density_k == precision_k else radii(real, density_k, rows)
+        self.precision_radii, self.density_radii = _radii(real, (precision_k, density_k), rows)
 
     def __call__(self, fake: Tensor) -> dict[str, Tensor]:
         """What each example contributes, float64; the means are the metrics. Samples fake (M, d).
@@ -86,13 +102,94 @@ def neighbours(
     return {name: values.mean().item() for name, values in found.items()}
 
 
+def neighbours_of_splits(
+    x: Tensor, halves: Tensor, precision_k: int = 3, density_k: int = 5, rows: int = ROWS
+) -> dict[str, Tensor]:
+    """Return the four metrics of each split of x (N, d) into two equal halves, one as real, the other as fake: (S,).
+
+    Exact, for little more than one matrix of distances, whatever the number of splits: the balls of a half end at its
+    k-th nearest, which is among the 48 nearest of all (else more are looked at), and so is what lies in them.
+    Arguments: halves (S, N) bool, which examples are real.
+    Raises ValueError for halves that are not equal, or of no more examples than a k.
+    """
+    n, most = len(x) // 2, max(precision_k, density_k)
+    if halves.ndim != 2 or halves.shape[1] != len(x) or (2 * halves.sum(1) != len(x)).any():
+        raise ValueError(f"halves must be (S, {len(x)}), each with as many true as false; got {tuple(halves.shape)}")
+    if most >= n:
+        raise ValueError(f"halves must have more than {most} examples; got {n}")
+    many = min(48, len(x) - 1)
+    rows = max(1, rows // 4)  # no more numbers at once than of one half
+    squares, index = _lists(x, many, rows)
+    while any(((real[index] == real[:, None]).sum(1) < most).any() for real in halves):
+        many = min(2 * many, len(x) - 1)
+        squares, index = _lists(x, many, rows)
+    metrics = []
+    for real in halves:
+        own = real[index] == real[:, None]
+        rank = own.cumsum(1)
+
+        def inside(k: int, own: Tensor = own, rank: Tensor = rank) -> Tensor:
+            """Which of the neighbours are of the other half, and nearer than the k-th of an example's own."""
+            radius = squares.gather(1, (rank >= k).int().argmax(1, keepdim=True))
+            return ~own & (squares < radius)
+
+        narrow, wide = inside(precision_k), inside(density_k)[real]
+        # In a ball of any: samples in those of real examples, and real examples in those of samples.
+        hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        hit[index[narrow]] = True
+        metrics.append(
+            [
+                hit[~real].double().mean(),
+                hit[real].double().mean(),
+                wide.sum().double() / (density_k * n),
+                wide.any(1).double().mean(),
+            ]
+        )
+    return {name: torch.stack(values) for name, values in zip(NAMES, zip(*metrics))}
+
+
+def neighbours_variance(
+    real: Tensor,
+    fake: Tensor,
+    precision_k: int = 3,
+    density_k: int = 5,
+    batches: int = 40,
+    size: int = 500,
+    generator: torch.Generator | None = None,
+) -> tuple[dict[str, float], int]:
+    """Return the variances of the four metrics, both real (N, d) and fake (M, d) being redrawn, and their freedom.
+
+    b/n times the variance of the metrics of disjoint batches of b = min(size, n // 2) of each, n = min(N, M), over
+    several random divisions into batches: disjoint batches are independent, and the variance of metrics of k nearest
+    neighbours falls as 1/n (Penrose & Yukich 2001). Whether one example is covered depends on those around it, so the
+    variance of a mean of independent values would be too small; the bootstrap fails, since copies shrink the balls
+    (Abadie & Imbens 2008).
+    Arguments: batches, of all divisions together; generator, by default one of seed 0.
+    Returns: variances by name; their degrees of freedom, of each division one less than it has batches.
+    Raises ValueError for batches of no more than a k examples.
+    """
+    n, most = min(len(real), len(fake)), max(precision_k, density_k)
+    b = min(size, n // 2)
+    if b <= most:
+        raise ValueError(f"real and fake must have at least {2 * most + 2} examples; got {n}")
+    generator = generator or torch.Generator().manual_seed(0)
+    each = n // b
+    divisions = max(1, round(batches / each))
+    variances = []
+    for _ in range(divisions):
+        parts = [torch.randperm(len(x), generator=generator)[: each * b].view(each, b) for x in (real, fake)]
+        metrics = [list(neighbours(real[i], fake[j], precision_k, density_k).values()) for i, j in zip(*parts)]
+        variances.append(torch.tensor(metrics, dtype=torch.float64).var(0) * b / n)
+    return dict(zip(NAMES, torch.stack(variances).mean(0).tolist())), divisions * (each - 1)
+
+
 def _squares(x: Tensor, y: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
     """|x_i - y_j|² (B, M) of `rows` examples at a time, with the number of the first; at least 0."""
     if rows < 1:
         raise ValueError(f"rows must be at least 1; got {rows}")
     # One origin for both near the data: the products below cancel less.
-    centre = y.double().mean(0)
-    y = y.double() - centre
+    centre = y.mean(0, dtype=torch.float64)
+    y = y.double() - centre if y.dtype == torch.float64 else y.double().sub_(centre)
     of_y = y.square().sum(1)
     for start in range(0, len(x), rows):
         part = x[start : start + rows].double() - centre

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...data import Mixture
+from ..figures import variance_beyond
 
 __all__ = ["agreement", "coverage", "stacked_coverage"]
 
@@ -16,17 +17,30 @@ def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
     """How samples (N, D) lie among the modes of a mixture.
 
     modes: those with a sample within 3σ; high_quality: the share of such samples; kl: KL(found ‖ true) in nats of the
-    histogram over nearest modes.
+    histogram over nearest modes; kl_standard_error: what it varies by from N samples to others.
     """
     index, distance = mixture.nearest(samples)
     good = distance < 3
-    many = len(mixture.means)
-    share = torch.bincount(index, minlength=many).double() / len(samples)
+    kl, error = _kl(torch.bincount(index, minlength=len(mixture.means)))
     return {
         "modes": float(index[good].unique().numel()),
         "high_quality": good.double().mean().item(),
-        "kl": (torch.xlogy(share, share) + share * math.log(many)).sum().item(),
+        "kl": kl,
+        "kl_standard_error": error,
     }
+
+
+def _kl(counts: Tensor) -> tuple[float, float]:
+    """KL(histogram ‖ even) in nats of counts (K,), and its standard error where they are several to a mode.
+
+    By the delta method, (Σ s log² Ks - KL²)/N for shares s; of an even histogram what is left is of second order,
+    (modes that are met - 1)/2N², from χ²/2N (Miller 1955). See `variance_beyond`.
+    """
+    n, share = counts.sum().item(), counts.double() / counts.sum()
+    logarithm = torch.where(share > 0, len(counts) * share, 1.0).log()
+    kl = (share * logarithm).sum().item()
+    plug_in = max((share * logarithm.square()).sum().item() - kl**2, 0.0) / n
+    return kl, math.sqrt(variance_beyond(plug_in, (int((counts > 0).sum()) - 1) / (2 * n**2)))
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +86,8 @@ def agreement(samples: Tensor, labels: Tensor | None = None) -> dict[str, float]
 def stacked_coverage(samples: Tensor) -> dict[str, float]:
     """How stacked digits (N, 3, H, W) lie among their 1000 modes, each channel read by a classifier of real digits.
 
-    modes: those seen at all; kl: KL(seen ‖ uniform) in nats of their histogram; kl_floor: 999/2N, about what N exact
+    modes: those seen at all; kl: KL(seen ‖ uniform) in nats of their histogram; kl_standard_error: what it varies by
+    from N samples to others; kl_floor: 999/2N, about what N exact
     samples show (χ² of 999 degrees of freedom over 2N); confidence: the mean of the largest probability; and the
     classifier's own accuracy on held-out single digits. What it misreads counts as found, or as missed.
     Metz 2016, 1611.02163. Raises ValueError for another number of channels than three.
@@ -82,10 +97,12 @@ def stacked_coverage(samples: Tensor) -> dict[str, float]:
     probabilities, accuracy = _read(samples.flatten(0, 1))
     confidence, digit = probabilities.max(1)
     mode = (digit.view(-1, 3) * torch.tensor([100, 10, 1])).sum(1)
-    share = torch.bincount(mode, minlength=1000).double() / len(samples)
+    counts = torch.bincount(mode, minlength=1000)
+    kl, error = _kl(counts)
     return {
-        "modes": float((share > 0).sum()),
-        "kl": torch.xlogy(share, share).sum().item() + math.log(1000),
+        "modes": float((counts > 0).sum()),
+        "kl": kl,
+        "kl_standard_error": error,
         "kl_floor": 999 / (2 * len(samples)),
         "confidence": confidence.mean().item(),
         "classifier_accuracy": accuracy,

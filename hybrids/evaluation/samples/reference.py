@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,12 @@ from .neighbours import Neighbours, nearest
 
 __all__ = ["LEAST_SAMPLES", "MOST_NEAREST", "Reference", "reference", "training_examples"]
 
+T = TypeVar("T")
+
 LEAST_SAMPLES = 16
 """Fewer are compared with nothing: the floors of all distances would drown whatever they say."""
+SPLITS = 10
+"""Random splits of real examples that a floor is the mean of: its spread is known to 24%."""
 MOST_TRAINING, MOST_NEAREST = 60_000, 2000
 """Examples among which the nearest is looked for, and for how many."""
 
@@ -36,8 +40,9 @@ def training_examples(data: Data, index: Tensor) -> Tensor:
 
 
 class Reference:
-    """Two halves of the training examples, the same for every model, of n each: one to compare with, one for floors.
+    """Two halves of the training examples, the same for every model, of n each: samples are compared with the first.
 
+    Floors are the mean over random splits of both halves together: n against n, as samples are.
     Arguments: n, at most half of the set; features, the space of distances.
     """
 
@@ -49,21 +54,42 @@ class Reference:
             raise Unavailable(f"{data.name} has {len(data)} examples; halves of at least {LEAST_SAMPLES} are compared")
         self.x = training_examples(data, order[: self.n])
         self.other = training_examples(data, order[self.n : 2 * self.n])
-        self.kept: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
 
-    def floor(self, name: str, compute: Callable[[], float]) -> float:
-        """A number about the halves, computed once."""
-        if name not in self.kept:
-            self.kept[name] = compute()
-        return self.kept[name]
+    def known(self, name: str, compute: Callable[[], T]) -> T:
+        """Return something about the halves that does not depend on samples, computed once."""
+        if name not in self._known:
+            self._known[name] = compute()
+        return self._known[name]
+
+    def floor(self, name: str, compute: Callable[[], Tensor]) -> tuple[float, float]:
+        """Return the mean and the standard deviation of a metric (S,) over the splits, computed once."""
+
+        def both() -> tuple[float, float]:
+            values = compute()
+            return values.mean().item(), values.std().item()
+
+        return self.known(name, both)
+
+    def over_splits(self, examples: Tensor, distance: Callable[[Tensor, Tensor], float]) -> Tensor:
+        """Return distance(one half, the other half) of examples (2n, ...) for each split: (S,) float64."""
+        return torch.tensor([distance(examples[a], examples[~a]) for a in self.halves], dtype=torch.float64)
+
+    @cached_property
+    def halves(self) -> Tensor:
+        """Which of both halves' examples are in the first half of each split: (SPLITS, 2n) bool."""
+        generator = torch.Generator().manual_seed(2)
+        order = torch.stack([torch.randperm(2 * self.n, generator=generator) for _ in range(SPLITS)])
+        return order < self.n
 
     @cached_property
     def seen(self) -> Tensor:
         return self.features(self.x)
 
     @cached_property
-    def other_seen(self) -> Tensor:
-        return self.features(self.other)
+    def all_seen(self) -> Tensor:
+        """The features of both halves (2n, d)."""
+        return torch.cat([self.seen, self.features(self.other)])
 
     @cached_property
     def neighbours(self) -> Neighbours:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from components.denoisers import Denoiser, Estimate
-from components.distributions import kl, per_example
+from components.distributions import Delta, kl, per_example
 from components.losses import TimeSampler, UniformTimes, WeightFunction
 from components.precision import wide
-from components.samplers import Method, ProbabilityFlow, Sampler
+from components.samplers import Method, ProbabilityFlow, Sampler, invert, time_grid
 from components.schedules import NoiseLevel
 
 from ...terms import Terms
@@ -248,7 +248,7 @@ class Diffusion(nn.Module):
         self._check_steps(chosen)
         schedule = self.denoiser.schedule
         times = chosen.times(schedule, self.sample_steps, self.timesteps or 1000)
-        x = schedule.terminal_std * self.elbo.noise.sample(n, generator=generator)
+        x = self.noise(n, generator)
         if schedule.exploding and times[0] < 1:
             x = x * float(schedule.alpha_sigma(times[0])[1]) / schedule.terminal_std
         return self.from_noise(x, times, cond, generator, chosen)
@@ -274,6 +274,36 @@ class Diffusion(nn.Module):
             return self.elbo.decode(sampler.guided(self.denoiser, cond), x, cond).mean
         times = times if self.timesteps is None else times[:-1]
         return sampler(self.denoiser, x, cond, generator, times, mean_at_end=True)
+
+    # Latents.
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x_1 ~ N(0, σ_1² I): (n, *shape), σ_1 = 1 but where the variance explodes."""
+        return self.denoiser.schedule.terminal_std * self.elbo.noise.sample(n, generator=generator)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, cond: Any = None, steps: int | None = None, iterations: int = 1) -> Tensor:
+        """Return the noise x_1 from which DDIM comes to x, by its inversion: (B, *shape).
+
+        Song 2020, 2010.02502, section 4.3. Arguments: steps, of the chain, `sample_steps` by default; iterations, as in
+        `components.samplers.invert`.
+        """
+        start = self.denoiser.schedule.marginal(x, 0.0).mean
+        return invert(self.denoiser, start, self._grid(steps), cond, iterations=iterations)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, cond: Any = None, steps: int | None = None) -> Delta:
+        """Return the sample of DDIM with η = 0 from x_1 = z, on the grid of `encode`."""
+        return Delta(self.from_noise(z, self._grid(steps), cond, sampler=Sampler("ddim")))
+
+    def _grid(self, steps: int | None) -> Tensor:
+        """Return the times that `sample` goes down by default."""
+        steps = self.sample_steps if steps is None else steps
+        return time_grid(steps, schedule=self.denoiser.schedule, timesteps=self.timesteps or 1000)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the denoiser's backbone."""
+        return {"backbone": self.denoiser.backbone}
 
     # What it is made of.
 

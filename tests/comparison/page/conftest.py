@@ -24,6 +24,7 @@ METRICS = [
     ("flops_per_sample", "speed", "lower", "FLOPs", "Of one sample."),
     ("spikes", "stability", "lower", "", "Share of gradient norms above ten times their running median."),
     ("factor_vae", "control", "higher", "", "Measured for nobody."),
+    ("my own/metric", "my axis", "higher", "", "A metric of a user's own."),
 ]
 REAL = {
     "frechet": 0.41,
@@ -35,6 +36,8 @@ REAL = {
     "laplacian": 1.0,
 }
 GAN = ("reconstruction", "probe", "bits_per_dim")
+UNDEFINED = {"reconstruction": "the model offers no decode", "probe": "the model offers no encode",
+             "bits_per_dim": "the model offers neither nll nor bound"}  # fmt: skip
 TYPICAL = {
     "vae": ("VAE", "VAE", (5.2, 0.02, 0.62, 0.71, 1.4, 0.42, 0.37, 0.21, 0.9, 1.9, 9000, 1, 3e6, 0.0), ()),
     "gan": ("GAN", "GAN", (2.4, 0.012, 0.83, 0.58, 1.1, 1.06, 1.1, 0, 0, 0, 12000, 1, 3e6, 0.05), GAN),
@@ -107,7 +110,8 @@ def _samples(out: Path, name: str, family: str, seed: int, plane: bool) -> str:
 def _figure(rng: random.Random, name: str, value: float) -> dict:
     value *= 1 if name in ("evaluations", "flops_per_sample") else 1 + rng.gauss(0, 0.05)
     floor = REAL.get(name)
-    return {"value": value, "floor": floor, "low": value - 0.03 * abs(value), "high": value + 0.03 * abs(value)}
+    ends = {"low": value - 0.03 * abs(value), "high": value + 0.03 * abs(value)}
+    return {"value": value, "floor": floor, "floor_spread": None if floor is None else 0.1 * floor, **ends}
 
 
 def summarized(runs: list[dict]) -> dict:
@@ -139,11 +143,15 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
     for seed in seeds:
         figures = {
             name: _figure(rng, name, value)
-            for (name, *_), value in zip(METRICS, values)
+            for (name, *_), value in [*zip(METRICS, values), (METRICS[-1], 4.5)]
             if name not in without and not (plane and name in ("high_frequency", "laplacian"))
         }
         end, speed = figures["frechet"]["value"], figures["samples_per_second"]["value"]
-        steps, pace, floor = range(200, 1001, 200), rng.uniform(0.04, 0.09), {"frechet_floor": 0.3}
+        steps, pace, floor = (
+            range(200, 1001, 200),
+            rng.uniform(0.04, 0.09),
+            {"frechet_floor": 0.3, "frechet_floor_spread": 0.02},
+        )
         run = {
             "seed": seed,
             "run": f"runs/{recipe}/seed-{seed}",
@@ -154,6 +162,7 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
             "images": 64000,
             "flops": 1.3e12,
             "figures": figures,
+            "missing": {name: UNDEFINED[name] for name in without},
             "curve": [
                 {"step": n, "seconds": n * pace, "images": 64 * n, "frechet": end * (1000 / n) ** 0.8} | floor
                 for n in steps
@@ -168,8 +177,11 @@ def recipe_of(out: Path, recipe: str, seeds: list[int], plane: bool = False, tit
         }
         runs.append(run)
     words = f"--data digits --width 40 --steps 1000 --recipe-words {recipe}"
+    cost = {"flops": 1.25e12, "steps": 1001, "images": 64064.0, "seconds": None}
     return {"recipe": recipe, "title": title, "family": family, "words": words, "parameters": 498_000 + len(recipe),
-            "state": "finished", "why": None, "runs": runs, "summary": summarized(runs)}  # fmt: skip
+            "state": "finished", "why": None, "runs": runs, "summary": summarized(runs), "cost": cost,
+            "missing": {name: UNDEFINED[name] for name in without} | {"factor_vae": "these data have no factors"},
+            "warnings": []}  # fmt: skip
 
 
 def refused(recipe: str, title: str, why: str) -> dict:
@@ -188,10 +200,13 @@ def report_of(out: Path, recipes=tuple(TYPICAL), seeds=(0, 1, 2), plane: bool = 
         ("coverage", "poor", "gan", "coverage", "confirmed", "far below the floor"),
         ("coverage", "good", "vae", "coverage", "contradicted", "below 0.8"),
         ("likelihood", "none", "gan", "bits_per_dim", "not measured", "the model has none"),
+        ("likelihood", "exact", "ddpm", "bits_per_dim", "undecided", "the interval spans the limit"),
+        ("likelihood", None, "latent_diffusion", "bits_per_dim", "no usual word", "a hybrid"),
     ]
     means = {r["recipe"]: {name: s["mean"] for name, s in r["summary"].items()} for r in listed}
     report = {
         "format": 1,
+        "real_n": 1750,
         "data": "8-gaussians" if plane else "digits",
         "shape": [2] if plane else [1, 8, 8],
         "grey_levels": None if plane else 17,
@@ -204,7 +219,7 @@ def report_of(out: Path, recipes=tuple(TYPICAL), seeds=(0, 1, 2), plane: bool = 
         "machine": {"device": "cpu", "threads": 1, "torch": "2.13.0", "python": "3.11"},
         "command": "python scripts/compare.py --recipes vae gan ddpm --data digits --images 64000 --seeds 3",
         "metrics": [dict(zip(("name", "axis", "better", "unit", "says"), metric)) for metric in METRICS],
-        "real": {name: {"value": 1.02 * v, "floor": v, "low": None, "high": None} for name, v in REAL.items()},
+        "real": {name: {"value": 1.02 * v, "floor": v, "floor_spread": 0.1 * v} for name, v in REAL.items()},
         "real_samples": _kept(out, "real.safetensors", real),
         "recipes": listed,
         "adjectives": [
@@ -219,10 +234,10 @@ def report_of(out: Path, recipes=tuple(TYPICAL), seeds=(0, 1, 2), plane: bool = 
 
 @pytest.fixture
 def made_up():
-    """`report_of`, `recipe_of`, `refused`, `summarized` for tests that make reports of their own."""
+    """`report`, `recipe`, `refused`, `summarized`, `metrics` for tests that make reports of their own."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(report=report_of, recipe=recipe_of, refused=refused, summarized=summarized)
+    return SimpleNamespace(report=report_of, recipe=recipe_of, refused=refused, summarized=summarized, metrics=METRICS)
 
 
 @pytest.fixture(scope="session")

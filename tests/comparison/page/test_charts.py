@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hybrids.comparison.page import charts as module
-from hybrids.comparison.page.columns import columns, headlines
+from hybrids.comparison.page.columns import headlines, read_columns
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def drawn(made_up, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(module, "png", lambda figure: figures.append(figure) or b"")
     report = made_up.report(tmp_path, recipes=("vae", "ddpm"), seeds=(0, 1))
-    found = columns(report)
-    names = [picture.name for picture in module.charts(report, found)]
+    found = read_columns(report)
+    names = [picture.name for picture in module.draw_charts(report, found)]
     assert names == ["axes.png", "sampling.png", "training.png", "coverage-sharpness.png"]
     return report, found, dict(zip(names, figures))
 
@@ -53,7 +53,7 @@ def test_a_seed_s_gap_is_a_gap_in_the_mean(made_up, tmp_path, monkeypatch):
     report = made_up.report(tmp_path, recipes=("vae",), seeds=(0, 1))
     runs = report["recipes"][0]["runs"]
     runs[1]["curve"][0]["frechet"] = "nan"
-    module.charts(report, columns(report))
+    module.draw_charts(report, read_columns(report))
     (axes,) = next(figure for figure in figures if figure.axes[0].get_xlabel() == "Training time (s)").axes
     (line,) = thick(axes)
     assert math.isnan(line[0][1])
@@ -90,6 +90,9 @@ def test_each_axis_shows_means_seeds_intervals_real_data_and_the_floor(drawn):
     assert column.name == "frechet" and axes.get_title(loc="left") == "Fréchet distance"
     across = {line.get_linestyle(): line.get_xdata()[0] for line in axes.get_lines() if line.get_linewidth() == 1.2}
     assert across == {"-": report["real"]["frechet"]["value"], "--": report["real"]["frechet"]["floor"]}
+    (band,) = axes.patches
+    spread = report["real"]["frechet"]["floor_spread"]
+    assert (band.get_x(), band.get_width()) == (pytest.approx(0.41 - spread), pytest.approx(2 * spread))
     ends = [tuple(line.get_xdata()) for line in axes.get_lines() if line.get_linewidth() == 2.2]
     for i, (cell, (low, high)) in enumerate(zip(column.cells, ends, strict=True)):
         assert high == pytest.approx(cell.high) and (low == pytest.approx(cell.low) or cell.low <= 0)
@@ -101,5 +104,20 @@ def test_a_floor_is_drawn_where_all_points_share_it(drawn):
     report, _, figures = drawn
     (axes,) = figures["training.png"].axes
     assert [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"] == [0.3]
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_height()) == (pytest.approx(0.28), pytest.approx(0.04))
     report["recipes"][0]["runs"][0]["curve"][0]["frechet_floor"] = 0.2
     assert module._floor(report, "curve", "frechet") is None
+    # Old reports know no spread.
+    for recipe in report["recipes"]:
+        for run in recipe["runs"]:
+            for point in run["curve"]:
+                point["frechet_floor"] = point.pop("frechet_floor_spread") and 0.3
+    assert module._floor(report, "curve", "frechet") == (0.3, None)
+
+
+def test_a_metric_of_ones_own_has_a_panel(drawn):
+    _, found, figures = drawn
+    axes = figures["axes.png"].axes[len(headlines(found)) - 1]
+    assert axes.get_title(loc="left") == "My own/metric"
+    assert [text.get_text() for text in axes.texts] == ["my axis · better →"]

@@ -24,11 +24,12 @@ from hybrids import (
     StandardNormal,
 )
 from hybrids.data import Data
-from hybrids.evaluation.latents.control import (
+from hybrids.evaluation.latents import (
     active_units,
     decode,
     encode,
     evenness,
+    flat,
     interpolate,
     interpolations,
     invert,
@@ -36,10 +37,12 @@ from hybrids.evaluation.latents.control import (
     probe,
     reconstruct,
     reconstruction,
+    shaped,
     smoothness,
     spherical,
 )
 from hybrids.experiment import load_recipe, parse
+from hybrids.models import NotOffered
 
 DIGITS, POINTS = Data("digits", (1, 8, 8), classes=10, grey_levels=17), Data("25-gaussians", (2,))
 IMPLICIT = {"gan", "adversarial_diffusion"}
@@ -85,26 +88,31 @@ def gaussian_diffusion(d=3, schedule=None, steps=None, **settings):
 @pytest.mark.parametrize("data", [DIGITS, POINTS], ids=["images", "points"])
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_every_recipe_has_latents_and_pictures(name, data):
-    """encode is None where nothing encodes; pictures have the data's shape; modes and random numbers stay."""
+    """What has no encoder is searched; pictures have the data's shape; modes and random numbers stay."""
     model = model_of(name, data)
     model.train()
     x = normal(3, *data.shape).clamp(-1, 1)
     state = torch.get_rng_state()
-    z = encode(model, x)
-    assert (z is None) == (name in IMPLICIT)
-    z = latents(model, x, steps=2, restarts=2) if z is None else z
-    assert z.ndim == 2 and len(z) == 3 and z.isfinite().all()
+    if name in IMPLICIT:
+        with pytest.raises(NotOffered, match="offers no encode"):
+            encode(model, x)
+    z = latents(model, x, steps=2, restarts=2) if name in IMPLICIT else encode(model, x)
+    numbers = flat(z)
+    assert len(numbers) == 3 and numbers.isfinite().all()
     assert decode(model, z).shape == x.shape
-    between = interpolations(model, z[:2], z[1:], 4)
+    first, last = shaped(numbers[:2], z), shaped(numbers[1:], z)
+    between = interpolations(model, first, last, 4)
     assert between.shape == (2, 4, *data.shape)
     # Not to the bit: another number of rows at once is another order of sums.
-    assert torch.allclose(between[:, 0], decode(model, z[:2]).detach(), atol=1e-3)
-    assert torch.allclose(between[:, -1], decode(model, z[1:]).detach(), atol=1e-3)
+    assert torch.allclose(between[:, 0], decode(model, first).detach(), atol=1e-3)
+    assert torch.allclose(between[:, -1], decode(model, last).detach(), atol=1e-3)
     assert model.training and torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match="z must be"):
-        decode(model, z[:, 1:])
-    with pytest.raises(ValueError, match="z must be"):
-        decode(model, torch.cat([z, z], 1))
+    for wrong in (numbers[:, 1:], torch.cat([numbers, numbers], 1), numbers[0]):
+        with pytest.raises(ValueError, match="z must be"):
+            shaped(wrong, z)
+    if isinstance(z, tuple):
+        with pytest.raises(ValueError, match="z must be of"):
+            decode(model, z[1:])
 
 
 @pytest.mark.parametrize("name", ["vae", "hierarchical_vae", "latent_diffusion", "latent_adversarial_diffusion"])
@@ -238,18 +246,18 @@ def denoising_gan(timesteps=2, d=3, latent=2):
 
 @pytest.mark.parametrize("timesteps", [1, 2, 4])
 def test_noise_given_makes_what_noise_drawn_would(timesteps):
-    """The sampler's own draws, in its order, laid into z: the same sample to the bit of rounding."""
+    """The sampler's own draws, in its order: the same sample, which is the chain of p(x_s|x_t) by hand."""
     model = denoising_gan(timesteps)
     generator = torch.Generator().manual_seed(5)
-    parts = [torch.randn(6, 3, generator=generator)]
-    for i in reversed(range(timesteps)):
-        parts.append(torch.randn(6, 2, generator=generator))
-        if i:
-            parts.append(torch.randn(6, 3, generator=generator))
-    z = torch.cat(parts, 1)
-    assert z.shape[1] == 5 * timesteps
+    z = model.noise(6, generator)
+    assert [part.shape[1] for part in z] == [3, *[2, 3] * (timesteps - 1), 2]
     wanted = model.sample(6, generator=torch.Generator().manual_seed(5))
-    assert torch.allclose(decode(model, z), wanted, atol=1e-5)
+    assert torch.equal(decode(model, z), wanted)
+    x = z[0]
+    for i in reversed(range(timesteps)):
+        p = model.denoiser.reverse(x, i / timesteps, (i + 1) / timesteps, z=z[2 * (timesteps - i) - 1])
+        x = p.mean + p.std * z[2 * (timesteps - i)] if i else p.mean
+    assert torch.allclose(x, wanted, atol=1e-6)
 
 
 def test_a_sample_of_a_denoising_gan_is_found_again():
@@ -261,12 +269,12 @@ def test_a_sample_of_a_denoising_gan_is_found_again():
 
 def test_who_cannot_be_inverted_or_encoded_is_refused():
     vae = model_of("vae")
-    with pytest.raises(TypeError, match="use encode for a VAE"):
+    with pytest.raises(NotOffered, match=r"VAE offers no noise\(n\)"):
         invert(vae, torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="got 0, 4 and"):
         invert(linear_gan(torch.eye(2)), torch.zeros(1, 2), steps=0)
     for function in (encode, decode):
-        with pytest.raises(TypeError, match="got a Linear"):
+        with pytest.raises(NotOffered, match=f"Linear offers no {function.__name__}"):
             function(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
@@ -398,10 +406,11 @@ def test_active_units_of_other_models():
     model.scale.copy_(torch.tensor([1.0, 1, 100, 1, 1]))
     assert active_units(first, x) == active_units(model, x) == 2
     ladder, images = model_of("hierarchical_vae"), normal(32, 1, 8, 8).clamp(-1, 1)
-    assert active_units(ladder, images, least=-1.0) == encode(ladder, images).shape[1] > 2
+    assert active_units(ladder, images, least=-1.0) == flat(encode(ladder, images)).shape[1] > 2
     diffusion = gaussian_diffusion(d=5, timesteps=4)
     codes = Autoencoder(Linear(torch.eye(5), 0.3, (5, 1, 1)), Linear(torch.eye(5), 1.0), VQ(4, 5))
     for other in (diffusion, HierarchicalVAE.from_diffusion(diffusion), linear_gan(torch.eye(5)), codes):
-        assert active_units(other, x) is None
+        with pytest.raises(NotOffered, match="posterior"):
+            active_units(other, x)
     with pytest.raises(ValueError, match="two examples"):
         active_units(first, x[:1])

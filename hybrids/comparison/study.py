@@ -11,18 +11,16 @@ from torch import Tensor
 
 from ..data import Data, Mixture
 from ..evaluation import coverage, stacked_coverage
+from ..experiment import experiment, load_recipe, parse
 from ..pictures import picture
-from .loading import load_recipe
-from .run import experiment
-from .settings import parse
 
 __all__ = ["cpu_seconds", "draw", "mode_figures", "reached", "real_examples", "table", "trained"]
 
 
 def cpu_seconds(run: Path) -> float:
     """What `trained` spent on a run so far."""
-    kept = run / "cpu_seconds.json"
-    return float(json.loads(kept.read_text())) if kept.is_file() else 0.0
+    file = run / "cpu_seconds.json"
+    return float(json.loads(file.read_text())) if file.is_file() else 0.0
 
 
 def trained(recipe: str, words: Sequence[str], run: Path) -> None:

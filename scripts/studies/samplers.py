@@ -1,6 +1,6 @@
 """How good are samples for how many evaluations of the network? Every sampler on one diffusion run of images.
 
-    python scripts/samplers.py RUN [--evaluations 1 2 4 8 16 32 64 1000] [--samples 1000] [--out runs/samplers]
+    python scripts/studies/samplers.py RUN [--evaluations 1 2 4 8 16 32 64 1000] [--samples 1000] [--out runs/samplers]
 
 All start from the same noise. Each number is against the held-out examples, beside that of as many training examples,
 which is what a perfect model would have. Writes OUT/samplers.json, OUT/samplers.md and OUT/samplers.png; what is found
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from components.samplers import METHODS, Sampler, Spacing
-from hybrids import Diffusion, load
+from hybrids import load
+from hybrids.comparison.measure import sample_steps
+from hybrids.comparison.study import table
 from hybrids.data import Data
 from hybrids.evaluation import agreement
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
-from hybrids.experiment.study import table
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64, 1000)
 DEFAULT = [name for name in METHODS if name != "euler"]
@@ -75,14 +76,15 @@ def steps_for(name: str, evaluations: int, clean: bool) -> int:
     return (evaluations + each - 1) // each if clean else (evaluations - 1) // each
 
 
-def draw(model: nn.Module, diffusion: Diffusion, arguments: argparse.Namespace, **how: Any) -> tuple[Tensor, int]:
+def draw(model: Any, diffusion: Any, arguments: argparse.Namespace, **how: Any) -> tuple[Tensor, int]:
     """Samples, and how often each asked the network."""
     calls = []
-    hook = diffusion.denoiser.backbone.register_forward_hook(lambda *_: calls.append(None))
+    (network,) = diffusion.networks().values()
+    hook = network.register_forward_hook(lambda *_: calls.append(None))
     generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
     sizes = [min(CHUNK, arguments.samples - done) for done in range(0, arguments.samples, CHUNK)]
     try:
-        x = torch.cat([model.sample(size, generator=generator, **how).cpu() for size in sizes])  # type: ignore[operator]
+        x = torch.cat([model.sample(size, generator=generator, **how).cpu() for size in sizes])
     finally:
         hook.remove()
     return x, len(calls) // len(sizes)
@@ -126,7 +128,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     source = checkpoint_of(folder)
     model = load(source, arguments.recipe, device=arguments.device)
     diffusion = getattr(model, "second", model)
-    if not isinstance(diffusion, Diffusion):
+    if sample_steps(model) is None:
         raise Refusal(f"{folder}: expected a diffusion, or a latent one; got a {type(model).__name__}")
     data = data_of(source)
     if not data.is_image or data.x is None or data.held_out is None:
@@ -138,7 +140,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     before = json.loads(path.read_text()) if path.is_file() else {}
     done = before.get("rows", []) if before.get("settings") == card else []
     rows = [{"sampler": REAL, "spacing": "", **measures(real, held_out, data)}]
-    clean = diffusion.starts_clean
+    clean = getattr(diffusion, "starts_clean", True)
     # in their order, and once where two budgets allow the same steps
     cells = dict.fromkeys(
         (name, spacing, steps)
@@ -146,7 +148,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name in arguments.samplers
         for budget in sorted(arguments.evaluations)
         # between a chain's levels its network was not trained
-        if 0 < (steps := steps_for(name, budget, clean)) <= (diffusion.timesteps or steps)
+        if 0 < (steps := steps_for(name, budget, clean)) <= (getattr(diffusion, "timesteps", None) or steps)
     )
     bar = tqdm(cells, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
     for name, spacing, steps in bar:

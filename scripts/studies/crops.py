@@ -1,6 +1,6 @@
 """A folder of real images to try things on: scikit-learn's two photographs cut into crops of mixed sizes and modes.
 
-    python scripts/crops.py FOLDER [--number 500] [--seed 0]
+    python scripts/studies/crops.py FOLDER [--number 500] [--seed 0]
 
 FOLDER/china and FOLDER/flower hold RGB, grayscale, palette, transparent and 16-bit PNGs, and JPEGs in RGB and CMYK, of
 40 to 160 pixels a side: every kind that `--data FOLDER` reads.

@@ -1,6 +1,6 @@
 """What the connections reach beside the families they connect: each recipe of STUDIES, its figures and its line.
 
-    python scripts/connections.py [--data stacked-digits ...] [--only NAME ...] [--seeds 3] [--out runs/connections]
+    python scripts/studies/connections.py [--data stacked-digits ...] [--only NAME ...] [--seeds 3] [--out FOLDER]
 
 Finished runs are not trained again, and one that was stopped goes on. What is found in OUT is written to
 OUT/connections.json, OUT/connections.md and OUT/connections.png. docs/connections.md tells what came out.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from hybrids import load
+from hybrids.comparison.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 from hybrids.data import Data, load_data
 from hybrids.evaluation import likelihood
 from hybrids.experiment import refusing
-from hybrids.experiment.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrids.experiment.study import cpu_seconds, draw, table, trained
+from hybrids.comparison.study import cpu_seconds, draw, table, trained
 
 WORDS = "--data 8-gaussians --steps 3 --width 8 --batch-size 16 --device cpu --checkpoint-every 2".split()
 
@@ -27,7 +27,7 @@ def test_a_run_that_was_stopped_goes_on_and_its_cpu_time_adds_up(tmp_path, monke
     (run / "cpu_seconds.json").write_text("100.0\n")
     trained("vae", WORDS, run)
     assert 100 < cpu_seconds(run) < 200
-    monkeypatch.setattr("hybrids.experiment.study.experiment", lambda *_: 75)
+    monkeypatch.setattr("hybrids.comparison.study.experiment", lambda *_: 75)
     (tmp_path / "stopped").mkdir()
     with pytest.raises(SystemExit, match="75"):
         trained("vae", WORDS, tmp_path / "stopped")

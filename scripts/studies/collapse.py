@@ -1,6 +1,6 @@
 """Mode collapse, shown and cured: the GAN of recipes/gan.py with three losses, all else equal, its samples by mode.
 
-    python scripts/collapse.py [--data 25-gaussians stacked-digits] [--seeds 1] [--out runs/collapse]
+    python scripts/studies/collapse.py [--data 25-gaussians stacked-digits] [--seeds 1] [--out runs/collapse]
 
 Finished runs are not trained again, and one that was stopped goes on. What is found in OUT is written to
 OUT/collapse.json, OUT/collapse.md and OUT/collapse.png. docs/collapse.md tells what came out.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hybrids import load
+from hybrids.comparison.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 from hybrids.data import load_data
 from hybrids.experiment import refusing
-from hybrids.experiment.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
 
 LOSSES = {
     "non-saturating": ("non_saturating", False, False),

@@ -1,3 +1,4 @@
+import json
 import signal
 import sys
 import time
@@ -5,7 +6,9 @@ from collections import deque
 
 import pytest
 
-from hybrids.comparison.processes import Job, Pool, Stopped, last_words, reason
+from hybrids.comparison.plan import Options, data_asked, kept_plan, make_plan
+from hybrids.comparison.runs import last_words, reason
+from hybrids.comparison.train import Comparison, Job, Pool, Stopped, gpus
 
 
 class Flag:
@@ -77,6 +80,22 @@ def test_a_stop_reaches_the_jobs_and_waits_for_them(tmp_path):
     assert last_words(first.log) == ["ready", "saved"] and not second.log.exists()
 
 
+def test_a_job_that_a_stop_has_reached_is_no_failure(tmp_path):
+    """Its exit code is not told: the same command starts it again."""
+    code = "import sys, time; print('saving', flush=True); time.sleep(0.2); sys.exit(1)"
+    one, flag = job(tmp_path, "one", code), Flag()
+
+    def watch(now):
+        flag.received = last_words(one.log) == ["saving"]
+        time.sleep(1.0 * flag.received)
+
+    ended = []
+    with pytest.raises(Stopped):
+        for done, _ in Pool(1, [], flag, every=0.01).run(deque([one]), watch):
+            ended.append(done)
+    assert ended == []
+
+
 def test_a_signal_of_the_terminal_does_not_reach_them_twice(tmp_path):
     """Ctrl-C goes to the whole foreground group: a second one would end a run before it has saved."""
     one = job(tmp_path, "one", "import os; print(os.getsid(0) == os.getpid())")
@@ -103,7 +122,7 @@ def test_the_jobs_of_a_killed_comparison_are_asked_to_end(tmp_path):
     inner = "import time; print('ready', flush=True); time.sleep(60)"
     outer = (
         "import sys\nfrom collections import deque\nfrom pathlib import Path\n"
-        "from hybrids.comparison.processes import Job, Pool\n"
+        "from hybrids.comparison.train import Job, Pool\n"
         "class Flag:\n    received = False\n"
         f"job = Job('one', [sys.executable, '-S', '-c', {inner!r}], Path({str(tmp_path / 'one.log')!r}))\n"
         "for _ in Pool(1, [], Flag()).run(deque([job]), lambda now: None): pass\n"
@@ -119,3 +138,76 @@ def test_the_jobs_of_a_killed_comparison_are_asked_to_end(tmp_path):
     while subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True).stdout[:1] not in "Z":
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def test_what_a_pilot_found_is_kept(tmp_path):
+    """A restart has the same number of steps, whatever the machine does by then; an earlier pilot is not run again."""
+    given = Options(("vae", "gan"), "8-gaussians", "seconds", 20, tmp_path)
+    data = data_asked(given)
+    pool = Pool(1, [], Flag())
+
+    def lengths():
+        plan = make_plan(given, data)
+        Comparison(given, plan, pool, lambda *shown: None).pilots()
+        assert plan == kept_plan(tmp_path)
+        return [entry["lengths"] for entry in plan["recipes"].values()]
+
+    (tmp_path / "pilots").mkdir()
+    for recipe, seconds in (("vae", 0.1), ("gan", 0.04)):
+        (tmp_path / "pilots" / f"{recipe}.json").write_text(json.dumps({"seconds": [seconds]}))
+    assert lengths() == [[200], [500]]
+    (tmp_path / "pilots" / "vae.json").write_text(json.dumps({"seconds": [99.0]}))
+    assert lengths() == [[200], [500]]
+
+
+class Scripted:
+    """A pool whose jobs end with these codes, in turn, and this last line of their logs."""
+
+    def __init__(self, *ends):
+        self.ends = list(ends)
+
+    def run(self, jobs, watch):
+        while jobs:
+            job = jobs.popleft()
+            watch([job])
+            code, line = self.ends.pop(0)
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text(line)
+            folder = job.log.with_suffix("")
+            folder.mkdir(exist_ok=True)
+            if code == 0:
+                (folder / "summary.json").write_text("{}")
+            yield job, code
+
+
+def test_a_run_that_is_held_or_was_stopped_goes_on_and_one_that_failed_does_not(tmp_path, capsys):
+    given = Options(("vae",), "8-gaussians", "images", 640, tmp_path, seeds=2)
+    ends = [
+        (2, "refused: --out x: is in use by process 1 on here; wait for it"),
+        (1, "RuntimeError: of memory"),
+        (75, "stopped"),
+        (0, ""),
+    ]
+    comparison = Comparison(given, make_plan(given, data_asked(given)), Scripted(*ends), lambda *shown: None)
+    comparison.pilots()
+    comparison.train()
+    first, second = comparison.runs()
+    assert first.finished() and second.outcome() == {"code": 1, "why": "RuntimeError: of memory", "refused": False}
+    assert capsys.readouterr().err == "vae seed 1: failed: RuntimeError: of memory\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "visible", "names"),
+    [
+        ("auto", 2, None, ["0", "1"]),
+        ("cuda", 2, "4,7", ["4", "7"]),
+        ("cpu", 2, None, []),
+        ("auto", 1, "4", []),
+    ],
+)
+def test_several_gpus_are_dealt_and_one_is_left_as_it_is(monkeypatch, device, count, visible, names):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus(device) == names

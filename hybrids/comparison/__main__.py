@@ -1,0 +1,49 @@
+"""One piece of a comparison in a process of its own: what steps cost, or the measurement of a run or of real examples.
+
+python -m hybrids.comparison (costs RECIPE | run RECIPE SEED | real) --out DIR --device DEVICE
+
+It does what the plan in DIR says, which `hybrids.comparison.train` has compared with what the user typed.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data import load_data
+from ..experiment import Refusal, refusing
+from ..files import write_whole
+from .measure import costs, device_named, measure_real, measure_run
+from .plan import Recipe, kept_plan
+from .runs import Run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do the piece of work that the command line names; what comes out is written into the comparison's folder."""
+    parser = argparse.ArgumentParser(description="One piece of a comparison.")
+    parser.add_argument("what", choices=("costs", "run", "real"))
+    parser.add_argument("of", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args(argv)
+    with refusing():
+        plan = kept_plan(given.out)
+        if plan is None:
+            raise Refusal(f"--out {given.out}: holds no comparison (there is no plan.json)")
+        request, shape = plan["asked"], plan["data"]["shape"]
+        if given.what == "run":
+            name, seed = given.of
+            measure_run(Run(given.out, name, int(seed)), plan["recipes"][name], request, device_named(given.device))
+            return
+        data = load_data(request["data"], shape[-1] if len(shape) == 3 else None)
+        if given.what == "real":
+            measure_real(given.out, data, request, device_named(given.device))
+            return
+        (name,) = given.of
+        entry = plan["recipes"][name]
+        cost = costs(Recipe(entry.get("given", name)), entry, request, data, given.device)
+        write_whole(given.out / "pilots" / f"{name}.json", json.dumps({request["kind"]: cost}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
