@@ -10,7 +10,7 @@ from torch import nn
 from hybrids.data import Data, Mixture, digits, load_data
 from hybrids.evaluation.figures import about, mean_of, proportion_interval, resampled
 from hybrids.evaluation.metrics import METRICS, measure, measured_real, measured_samples
-from hybrids.evaluation.samples.bench import plug_in_kl
+from hybrids.evaluation.samples.bench import AT_EQUAL_NUMBERS, plug_in_kl
 from hybrids.evaluation.samples.distances import kernel, kernel_interval
 from hybrids.evaluation.samples.features import Pixels
 from hybrids.evaluation.samples.reference import reference
@@ -211,7 +211,10 @@ def test_the_better_end_of_each_metric_is_that_of_real_examples(data_name):
     data = load_data(data_name, None if data_name == "25-gaussians" else 8)
     noise = torch.randn(500, *data.shape, generator=torch.Generator().manual_seed(0))
     real, same = measured_real(data, CPU, samples=500), measured_samples(0.02 * noise + 0.4, data, CPU)
-    assert set(real) == set(same) and len(real) >= 10
+    # Of 297 held-out digits, beside 500 samples, what depends on their number is missing.
+    lost = AT_EQUAL_NUMBERS if data_name == "digits" else set()
+    assert set(real) == set(same) - lost and len(real) >= (4 if lost else 10)
+    assert all("297 held-out examples are fewer than 500" in real.missing[name] for name in lost & set(same))
     for name in real:
         if name != "nearest_train":
             assert badness(name, real[name]) < badness(name, same[name]), name
