@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 OURS = ("components", "hybrids", "recipes", "scripts", "tests")
-HEAVY = ("sklearn", "matplotlib", "timm", "datasets", "torchvision", "accelerate", "yaml", "tensorboard", "tyro",
+HEAVY = ("sklearn", "matplotlib", "timm", "datasets", "torchvision", "accelerate", "yaml", "tensorboard",
           "diffusers", "torchdiffeq", "safetensors")  # fmt: skip
 
 
@@ -140,6 +140,32 @@ def dependencies() -> set[str]:
                                             for name in extra)]  # fmt: skip
     names = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower().replace("-", "_") for line in required}
     return names | {"yaml", "sklearn", "numpy", "PIL", "components", "hybrids"}
+
+
+IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+UNIMPORTED = {
+    "pytest-xdist": "scripts/test runs the tests in two processes",
+    "ruff": "scripts/test checks the style",
+    "mypy": "scripts/test checks the types",
+    "tensorboard": "torch.utils.tensorboard imports it",
+}
+
+
+def test_what_is_declared_is_imported():
+    """Every dependency is imported somewhere, lazily or not, or stands above with its reason."""
+    import re
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values()
+                                            for name in extra)]  # fmt: skip
+    names = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower() for line in required}
+    sources = [path for folder in OURS for path in files(folder)]
+    used = {name.split(".")[0] for path in sources for name in imported(path)}
+    # What a test does without where it is missing.
+    used |= {name for path in sources for name in re.findall(r'importorskip\("(\w+)', path.read_text())}
+    unused = {name for name in names if IMPORTED_AS.get(name, name).replace("-", "_") not in used}
+    assert unused == set(UNIMPORTED)
 
 
 @pytest.mark.parametrize("folder", ["scripts", "recipes"])

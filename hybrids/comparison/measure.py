@@ -32,7 +32,7 @@ from .runs import Run, timeline
 
 __all__ = [
     "EVALUATIONS", "QUALITIES", "Bench", "complete", "costs", "curve_of", "device_named", "evaluations_of",
-    "measure_real", "measure_run", "sample_steps",
+    "measure_real", "measure_run", "real_complete", "sample_steps",
 ]  # fmt: skip
 
 FORMAT = 4
@@ -114,7 +114,8 @@ def measure_run(run: Run, entry: Mapping[str, Any], request: Mapping[str, Any], 
 def measure_real(out: Path, data: Data, request: Mapping[str, Any], device: torch.device) -> None:
     """Measure real examples as if they were samples, into `out`/measured/real.json, and keep some of them."""
     n = request["samples"]
-    figures = measured_real(data, device, samples=n, seed=0, cache=out / "measured" / "features")
+    cache = out / "measured" / "features"
+    figures = measured_real(data, device, samples=n, seed=0, metrics=request["metrics"], cache=cache)
     stored = data.held_out if data.held_out is not None else data.x
     if data.density is not None:
         some = data.density.sample(SHOWN_POINTS, torch.Generator().manual_seed(0))
@@ -123,6 +124,7 @@ def measure_real(out: Path, data: Data, request: Mapping[str, Any], device: torc
         # As many as there are, of the half that samples are not compared with where none is held out.
         n = min(n, len(data) - len(data) // 2 if data.held_out is None else len(data.held_out))
     body = {
+        "key": key_of(None, request),
         "samples": request["samples"],
         "n": n,
         "figures": {name: asdict(figure) for name, figure in figures.items()},
@@ -146,8 +148,11 @@ def earlier(path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": key}
 
 
-def key_of(source: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a measurement depends on: weights (their manifest's digest), what was asked, files of metrics."""
+def key_of(source: Path | None, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a measurement depends on: weights (their manifest's digest), what was asked, files of metrics.
+
+    source: a checkpoint, or None for real examples.
+    """
 
     def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -156,7 +161,7 @@ def key_of(source: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     own = [digest(Path(text.rpartition(":")[0])) for text in request["metrics"] or () if is_own(text)]
     return {
         "format": FORMAT,
-        "digest": digest(source / "manifest.json"),
+        "digest": None if source is None else digest(source / "manifest.json"),
         "own": own,
         **{name: request[name] for name in names},
     }
@@ -166,6 +171,11 @@ def complete(run: Run, request: Mapping[str, Any]) -> bool:
     """Whether all of a run has been measured."""
     done = earlier(run.measured, key_of(checkpoint_of(run.folder), request))
     return "evaluations_curve" in done and run.samples.is_file()
+
+
+def real_complete(out: Path, request: Mapping[str, Any]) -> bool:
+    """Whether real examples have been measured."""
+    return "figures" in earlier(out / "measured" / "real.json", key_of(None, request))
 
 
 # Figures and pictures.

@@ -23,7 +23,7 @@ from ..experiment import STOPPED
 from ..experiment.run_folder import lock
 from ..experiment.signals import Signals
 from ..files import write_whole
-from .measure import complete, device_named
+from .measure import complete, device_named, real_complete
 from .plan import Options, Recipe, check, data_asked, make_plan, run_words, with_lengths
 from .runs import Run, progress, read_json, reason
 
@@ -124,7 +124,7 @@ class Comparison:
             self._worker(name, ["run", run.recipe, str(run.seed)], run.measured.with_suffix(".log"))
             for name, run in runs.items()
         )
-        if not (out / "measured" / "real.json").is_file():
+        if not real_complete(out, request):
             jobs.appendleft(self._worker("real examples", ["real"], out / "measured" / "real.log"))
         many = len(jobs)
 

@@ -31,6 +31,7 @@ from hybrids.comparison.measure import (
     measure_real,
     measure_run,
     quality_of,
+    real_complete,
     sample_steps,
     seconds_of_stages,
 )
@@ -202,8 +203,10 @@ def test_ways_lead_from_one_held_out_image_to_another(bench):
 
 
 def test_real_examples_are_measured_as_many_as_samples(tmp_path):
-    asked = {"samples": 64, "curve_samples": 32}
+    asked = {"samples": 64, "curve_samples": 32, "metrics": None}
+    assert not real_complete(tmp_path, asked)
     measure_real(tmp_path, load_data("8-gaussians"), asked, CPU)
+    assert real_complete(tmp_path, asked) and not real_complete(tmp_path, {**asked, "metrics": ["kl"]})
     found = json.loads((tmp_path / "measured" / "real.json").read_text())
     assert found["samples"] == found["n"] == 64 and found["figures"]["kl"]["floor"] == pytest.approx(plug_in_kl(64, 8))
     assert load_file(tmp_path / "samples" / "real.safetensors")["samples"].shape == (4000, 2)
