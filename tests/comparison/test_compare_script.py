@@ -164,7 +164,7 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path):
     assert code == 2 and "is in use by" in errors and not (tmp_path / "plan.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_recipe_and_a_metric_of_ones_own_stand_beside_ours(tmp_path):
     """By files outside; what a model cannot answer is a dash with its reason; nothing is done twice."""
     file = tmp_path / "outside" / "mine.py"

@@ -185,7 +185,7 @@ def test_what_cannot_be_measured_is_refused_without_a_traceback(evaluate, vae, d
     gan = train("gan", tmp_path / "gan", "--steps", 1, "--data", "8-gaussians")
     for argv, message in (
         ((gan, "--likelihood"), "GAN is an implicit model"),
-        ((vae, "--ode"), "flow needs a Diffusion, or a VAE whose prior is one; got VAE"),
+        ((vae, "--ode"), "flow needs a Diffusion, or a VAE whose prior is one; got StandardNormal"),
         ((tmp_path / "nothing", "--likelihood"), "no valid checkpoint there"),
         ((ddpm, "--likelihood", "--labels"), "--labels: 8-gaussians has none"),
         ((vae,), "nothing to measure, or two things: give --likelihood or --metrics"),
@@ -213,7 +213,7 @@ def test_metrics_are_those_of_measure(evaluate, vae, tmp_path):
     assert written["frechet"]["value"] == same["frechet"].value
     for argv, message in (
         (("--metrics", "frechett"), "did you mean frechet?"),
-        (("--metrics", "wasserstein"), "metric wasserstein cannot be had"),
+        (("--metrics", "wasserstein"), "none of the metrics can be had: wasserstein: it is exact in the plane"),
         (("--metrics", "--samples", 3), "--samples must be at least"),
         (("--metrics", "--likelihood"), "nothing to measure, or two things"),
     ):

@@ -163,7 +163,8 @@ def simulated(name, n, trials):
     [
         ("equal", 60, 140),
         *[pytest.param(name, 60, 140, marks=pytest.mark.slow) for name in CASES if name != "equal"],
-        *[pytest.param(name, 300, 140, marks=pytest.mark.slow) for name in CASES],
+        pytest.param("shifted", 300, 140, marks=pytest.mark.slow),
+        *[pytest.param(name, 300, 140, marks=pytest.mark.full) for name in CASES if name != "shifted"],
     ],
 )
 def test_distances_and_neighbours_are_covered(name, n, trials):
