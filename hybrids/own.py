@@ -1,5 +1,6 @@
 """Things of a user's own, named on a command line: FILE.py, or FILE.py:NAME. Only what the user names is ever run."""
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -19,7 +20,8 @@ def load_module(path: str | os.PathLike[str]) -> ModuleType:
     path = Path(path).expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"expected a Python file; got {path}, which {'is none' if path.is_file() else 'is not there'}")
-    name = "hybrids_own_" + re.sub(r"\W", "_", path.stem)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"hybrids_own_{digest}_" + re.sub(r"\W", "_", path.stem)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -58,6 +58,8 @@ def checked(stages: object) -> list[Stage]:
         got = [type(one).__name__ for one in stages] if isinstance(stages, list | tuple) else type(stages).__name__
         raise ValueError(f"build must return a list of Stage, at least one; got {got}")
     for stage in stages:
+        if not isinstance(stage.model, nn.Module):
+            raise ValueError(f"stage {stage.name!r}: its model must be a nn.Module; got {type(stage.model).__name__}")
         if not callable(getattr(stage.model, "sample", None)):
             name = type(stage.model).__name__
             raise ValueError(f"stage {stage.name!r}: its model must offer sample(n, generator=); {name} does not")

@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="how many: 0, 1, … (1)")
     add("--samples", type=int, default=2000, help="that each run is measured on (2000)")
     add("--curve-samples", type=int, default=500, help="at each point of a curve (500)")
-    add("--metrics", nargs="+", help="which, by name, or FILE.py:NAME (all that data and model can have)")
+    add("--metrics", nargs="+", help="which, by name, all, or FILE.py:NAME (all that data and model can have)")
     add("--jobs", type=int, default=1, help="processes at once; with several GPUs each has one in turn (1)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train and to measure")
     add("--set", action="append", default=[], metavar='RECIPE="--flag value ..."', help="further settings of a recipe")

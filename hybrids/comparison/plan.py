@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from ..stage import Stage, check_moved
 from .families import FAMILIES, title
 
 __all__ = [
-    "BUDGETS", "Options", "Recipe", "check", "checkpoint_every", "data_asked", "errors_of", "kept_plan",
+    "BUDGETS", "Options", "Recipe", "check", "checkpoint_every", "data_asked", "errors_of", "keep_plan", "kept_plan",
     "lengths", "make_plan", "matched", "run_words", "settings_of_plan", "trained_parameters", "with_lengths",
 ]  # fmt: skip
 
@@ -71,7 +72,7 @@ class Recipe:
 
     def module(self) -> ModuleType:
         """Load it. Raises Refusal where it is not there, or offers no Settings and build."""
-        module = load_recipe(self.name, self.file)
+        module = _loaded(self.name, self.file)
         lacking = [name for name in ("Settings", "build") if not hasattr(module, name)]
         if lacking:
             raise Refusal(
@@ -87,6 +88,12 @@ class Recipe:
         if family is not None and not isinstance(family, str):
             raise Refusal(f"{self.given}: FAMILY must be text, such as 'diffusion'; got {family!r}")
         return family
+
+
+@cache
+def _loaded(name: str, file: Path | None) -> ModuleType:
+    """Load a recipe once, so that its classes are the same throughout."""
+    return load_recipe(name, file)
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,8 @@ def kept_plan(out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _keep(out: Path, plan: dict[str, Any]) -> None:
+def keep_plan(out: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan of a comparison."""
     write_whole(out / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
@@ -163,9 +171,12 @@ def make_plan(options: Options, data: Data) -> dict[str, Any]:
         plan["parameters"] = options.parameters or (counts[(len(counts) - 1) // 2] if counts else None)
     for name, entry in entries.items():
         if entry["refused"] is None:
-            _match(new[name], entry, data, plan["parameters"])
+            try:
+                _match(new[name], entry, data, plan["parameters"])
+            except Exception as error:
+                entry["refused"] = f"no width was found: {type(error).__name__}: {error}"
         plan["recipes"][name] = entry
-    _keep(options.out, plan)
+    keep_plan(options.out, plan)
     return plan
 
 
@@ -186,6 +197,12 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
             errors.append(f"recipes: {name} was {given}, and is {chosen[name].file or 'one of recipes/'}")
         elif entry["own"] != own:
             errors.append(f"set {name}: {entry['own']!r} → {own!r}")
+        elif entry["words"] not in (
+            words := _words(options, own, card["shape"]),
+            [*words, "--width", str(entry["width"])],
+        ):
+            # They are typed to the recipe as if by the user: none may come from the folder alone.
+            errors.append(f"words of {name}: {shlex.join(entry['words'])}")
     if errors:
         raise Refusal(
             f"--out {options.out}: holds a comparison of other options ({'; '.join(errors)}); recipes and seeds may be "
@@ -193,24 +210,33 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
         )
 
 
+def _words(options: Options, own: str, shape: Sequence[int]) -> list[str]:
+    """Return what a recipe is trained with but for its width: the data, and the words of --set."""
+    size = ["--resolution", str(shape[-1])] if len(shape) == 3 else []
+    return ["--data", options.data, *size, *shlex.split(own)]
+
+
 def _entry(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
     own = options.words.get(recipe.name, "")
-    size = ["--resolution", str(data.shape[-1])] if data.is_image else []
-    words = ["--data", options.data, *size, *shlex.split(own)]
-    settings = _settings(recipe, words)
+    words = _words(options, own, data.shape)
     entry: dict[str, Any] = {
         "given": str(recipe.file or recipe.name),
-        "family": recipe.family(),
+        "family": None,
         "own": own,
         "words": words,
-        "width": getattr(settings, "width", None),
+        "width": None,
         "parameters": None,
-        "batch": settings.batch_size * settings.accumulation,
+        "batch": None,
         "stages": [],
         "lengths": None,
         "refused": None,
     }
     try:
+        entry["family"], settings = recipe.family(), _settings(recipe, words)
+        entry |= {
+            "width": getattr(settings, "width", None),
+            "batch": settings.batch_size * settings.accumulation,
+        }
         data.batches(settings.batch_size)
         stages = recipe.module().build(settings, Data.from_card(data.card()))
         check_moved(stages)
@@ -248,7 +274,7 @@ def with_lengths(out: Path, plan: dict[str, Any], name: str, costs: list[float] 
     known = settings_of(Recipe(entry.get("given", name)).module().Settings)
     entry["split"] = len(costs) == 2 and "first_steps" in known
     entry["lengths"] = lengths(plan["asked"]["value"], costs, entry["split"])
-    _keep(out, plan)
+    keep_plan(out, plan)
 
 
 def checkpoint_every(entry: Mapping[str, Any]) -> int:
@@ -316,6 +342,8 @@ def lengths(value: float, costs: Sequence[float], split: bool) -> list[int]:
     Arguments: value, the budget; costs, of one step of each stage, in the budget's unit; split, whether stages may
     have lengths of their own: each then has the same share of the budget, else the same number of steps.
     """
+    if not all(cost > 0 for cost in costs):
+        raise ValueError(f"costs of a step must be above 0, to be paid from a budget; got {list(costs)}")
     if split:
         return [max(1, int(value / len(costs) / cost)) for cost in costs]
     return [max(1, int(value / sum(costs)))] * len(costs)
@@ -391,7 +419,7 @@ def _metric_errors(options: Options) -> list[str]:
     errors = []
     for text in options.metrics or ():
         try:
-            metrics.metric_of(text)
+            metrics.metrics_of([text])
         except ValueError as error:
             errors.append(f"--metrics {text}: {error}")
     for name in ("samples", "curve_samples"):

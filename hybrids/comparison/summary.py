@@ -67,6 +67,7 @@ def summarize(out: Path, plan: Mapping[str, Any], machine: Mapping[str, Any], co
         name: {part: getattr(metric, part) for part in PARTS} for name, metric in METRICS.items()
     }
     metrics |= {extra[0]: dict(zip(PARTS, extra)) for extra in EXTRA}
+    known = set(metrics)
     recipes = [_recipe(out, plan, name, entry, metrics) for name, entry in plan["recipes"].items()]
     quality = _quality(recipes)
     _qualities(recipes, quality)
@@ -76,7 +77,8 @@ def summarize(out: Path, plan: Mapping[str, Any], machine: Mapping[str, Any], co
     _warn(recipes)
     card, request = plan["data"], plan["asked"]
     used = {name for recipe in recipes for figures in (recipe["summary"], *(run["figures"] for run in recipe["runs"]))
-            for name in figures} | set(request["metrics"] or ())  # fmt: skip
+            for name in figures}  # fmt: skip
+    used |= set(request["metrics"] or ()) | (set(metrics) - known)
     shown = out / "samples" / "real.safetensors"
     report = {
         "format": FORMAT,
@@ -262,10 +264,11 @@ def _qualities(recipes: Sequence[Mapping[str, Any]], name: str) -> None:
 
 def _missing(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Return why a recipe has no figure, metric → reason, where none of its runs has it and all have a reason."""
-    reasons = [run["missing"] for run in recipe["runs"]]
-    names = [name for name in (reasons[0] if reasons else ()) if all(name in each for each in reasons)]
+    reasons = [run["missing"] for run in recipe["runs"] if run["missing"]]
+    some = dict.fromkeys(name for each in reasons for name in each if name != "samples")
+    names = [name for name in some if all(name in each or "samples" in each for each in reasons)]
     return {
-        name: "; ".join(dict.fromkeys(each[name] for each in reasons))
+        name: "; ".join(dict.fromkeys(each.get(name) or each["samples"] for each in reasons))
         for name in names
         if name not in recipe["summary"]
     }

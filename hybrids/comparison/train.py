@@ -24,7 +24,7 @@ from ..experiment.run_folder import lock
 from ..experiment.signals import Signals
 from ..files import write_whole
 from .measure import complete, device_named, real_complete
-from .plan import Options, Recipe, check, data_asked, make_plan, run_words, with_lengths
+from .plan import Options, Recipe, check, data_asked, keep_plan, make_plan, run_words, with_lengths
 from .runs import Run, progress, read_json, reason
 
 __all__ = ["Comparison", "Job", "Pool", "Stopped", "compare", "gpus"]
@@ -79,7 +79,10 @@ class Comparison:
             if kind != "images" and costs is None:
                 return False
             self.entries[name].pop("why", None)
-            with_lengths(self.options.out, self.plan, name, costs)
+            try:
+                with_lengths(self.options.out, self.plan, name, costs)
+            except ValueError as error:
+                self.entries[name]["why"] = _tell(name, "has no length", str(error))
             return True
 
         for name, entry in self.entries.items():
@@ -88,6 +91,7 @@ class Comparison:
         for job, code in self.pool.run(jobs, lambda now: self.show(f"what a step costs: {_names(now)}")):
             if code or not settle(job.name):
                 self.entries[job.name]["why"] = _tell(job.name, "its pilot failed", reason(job.log, code))
+        keep_plan(self.options.out, self.plan)
 
     def train(self) -> None:
         """Train every run that is not finished."""

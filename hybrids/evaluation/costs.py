@@ -71,7 +71,7 @@ def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict
 
     def hook(name: str) -> Callable[..., None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen[name] += next(len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim)
+            seen[name] += next(_rows(*args, *kwargs.values()), n)
 
         return count
 
@@ -83,6 +83,15 @@ def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict
         for each in hooks:
             each.remove()
     return {name: count / n for name, count in seen.items()}
+
+
+def _rows(*given: Any) -> Iterator[int]:
+    """Yield how many rows each tensor among the arguments has, those in tuples included."""
+    for each in given:
+        if isinstance(each, Tensor) and each.ndim:
+            yield len(each)
+        elif isinstance(each, tuple | list):
+            yield from _rows(*each)
 
 
 def rate(model: Any, n: int, device: torch.device | str = "cpu", seed: int = 0, **given: Any) -> float:

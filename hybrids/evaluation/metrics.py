@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
 from typing import Any, Literal, get_args
@@ -314,13 +315,20 @@ def metrics_of(metrics: Sequence[Asked] | None) -> list[Metric]:
     found: dict[str, Metric] = {}
     for each in asked:
         some = [METRICS[name] for name in METRICS if name not in BY_NAME] if each == "all" else [metric_of(each)]
-        found |= {metric.name: metric for metric in some}
+        for metric in some:
+            if metric.name in found and found[metric.name].function is not metric.function:
+                raise ValueError(f"two metrics are called {metric.name}; give one of them another name")
+            found[metric.name] = metric
     order = [*METRICS, *(name for name in found if name not in METRICS)]
     return [found[name] for name in order if name in found]
 
 
 def _measured(metrics: list[Metric], seed: int, bench: Callable[[], Bench], subject: Subject | None) -> Figures:
     found = Figures()
+    if any(metric.function is not None or metric.name in OF_SAMPLES for metric in metrics):
+        # Samples that are none are refused, whatever is measured of them.
+        with suppress(NotOffered):
+            bench()
     for metric in metrics:
         # Each starts from the seed, whatever else is measured.
         torch.manual_seed(seed)
@@ -335,6 +343,9 @@ def _measured(metrics: list[Metric], seed: int, bench: Callable[[], Bench], subj
                 found[metric.name] = OF_MODELS[metric.name](subject)
         except (Unavailable, NotOffered) as why:
             found.missing[metric.name] = str(why)
+        except Exception as error:
+            # What fails in one metric must not cost the others.
+            found.missing[metric.name] = f"{type(error).__name__}: {error}"
     return found
 
 

@@ -1,5 +1,6 @@
 """The metrics of a model itself: latents, likelihood, cost; each a function of a `Subject`."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,12 +76,11 @@ class Subject:
     def probed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of training examples, their latents (N, d), and those of the first held-out ones."""
         if self.searched and isinstance(self.model.noise(1), tuple):
-            name = type(self.model).__name__
-            raise Unavailable(f"all the noise of the chain of {name} is more numbers than an example has")
+            raise Unavailable(f"the noise of {type(self.model).__name__} has several parts, which are not probed")
         index = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(0))[:PROBED]
         parts = [training_examples(self.data, index).to(self.device), self.held_out(PROBED_HELD_OUT)]
         how: dict[str, Any] = PROBE_SEARCH if self.searched else {}
-        if self.steps is not None:
+        if self.steps is not None and "steps" in inspect.signature(self.model.encode).parameters:
             how = {"steps": min(self.steps, MOST_INVERSION_STEPS)}
         find = invert if self.searched else encode
         z, z_held = (flat(find(self.model, x, **how)).cpu() for x in parts)
@@ -90,7 +90,7 @@ class Subject:
     def likelihood(self) -> dict[str, Any]:
         try:
             return likelihood(self.model, self.held_out(SCORED))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise Unavailable(str(error)) from error
 
 

@@ -15,6 +15,7 @@ from ..data.source import Data
 from ..modes import device_of, evaluating, own_random_numbers
 from ..terms import Terms
 from .cache import draw_latents, latents, mean_and_std
+from .model import offered
 from .parts import drawn_by, inner_networks, picture
 from .rates import shape_of
 from .vae import VAE
@@ -150,8 +151,8 @@ class LatentModel(nn.Module):
         return self.first.decode(self.restored(z))
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return those of the second stage, whose decoder is called inner_decoder, and the first stage's decoder."""
-        return {**inner_networks(self.second), "decoder": self.first.decoder}
+        """Return those of the second stage, whose decoder is called inner_decoder, and those of the first."""
+        return {**inner_networks(self.second), **offered(self.first, "networks")()}
 
     @torch.no_grad()
     def encoded(self, x: Tensor) -> Distribution:

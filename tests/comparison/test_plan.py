@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -186,6 +187,8 @@ def test_lengths_pay_the_budget_out_and_stages_share_it():
     assert lengths(100, [0.5, 0.1], split=True) == [100, 500]
     assert lengths(120, [0.5, 0.1], split=False) == [200, 200]
     assert lengths(1, [64], split=False) == [1]
+    with pytest.raises(ValueError, match=r"costs of a step must be above 0.*got \[0.0\]"):
+        lengths(1e9, [0.0], split=False)
 
 
 def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
@@ -194,10 +197,12 @@ def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
     file = tmp_path / "recipes" / "my_gaussian.py"
     file.write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    mine = Recipe("./recipes/my_gaussian.py")
-    assert (mine.name, mine.title, mine.file, mine.family()) == ("my_gaussian", "my gaussian", file, None)
+    (tmp_path / "no_family.py").write_text(MINE)
+    assert Recipe("no_family.py").family() is None
     file.write_text(MINE + '\nFAMILY = "diffusion"\n')
-    assert mine.family() == "diffusion"
+    mine = Recipe("./recipes/my_gaussian.py")
+    assert (mine.name, mine.title, mine.file) == ("my_gaussian", "my gaussian", file)
+    assert mine.family() == "diffusion" and mine.module() is mine.module()
     out = tmp_path / "out"
     given = options(out, recipes=("vae", "recipes/my_gaussian.py"), words={"my_gaussian": "--lr 0.1"})
     check(given)
@@ -206,6 +211,14 @@ def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
     # A mean and a standard deviation of points in the plane, and no width.
     assert (entry["parameters"], entry["width"], entry["stages"]) == (4, None, ["mine"])
     assert planned(given)["recipes"]["my_gaussian"] == entry
+    # Words that only the folder has are typed to no recipe.
+    plan = kept_plan(out)
+    kept = json.dumps(plan)
+    plan["recipes"]["my_gaussian"]["words"] = ["--data", "evil.py:data", *entry["words"][2:]]
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(Refusal, match="words of my_gaussian: --data evil.py:data"):
+        planned(given)
+    (out / "plan.json").write_text(kept)
     (error,) = errors_of(options(out, recipes=("my_gaussian",)))
     assert "there is no such recipe" in error and "./mine.py" in error
     # Another file of that name is another recipe.

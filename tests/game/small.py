@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -55,7 +56,7 @@ def last_step(name: str, steps: int) -> int:
 
 def tiny(recipe: ModuleType, data: Data, **options) -> list[Player]:
     """The players of a tiny recipe's first stage, the same at every call; options are settings of it."""
-    name = recipe.__name__.removeprefix("hybrids_own_")
+    name = Path(recipe.__file__).stem
     settings = replace(parse(recipe.Settings, TINY[name], name), **options)
     torch.manual_seed(0)
     return recipe.build(settings, data)[0].players

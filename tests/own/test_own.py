@@ -68,7 +68,7 @@ def test_own_things_go_all_the_way(project):
 def test_own_things_beside_ours(project):
     """Compared with a recipe of the project on own data, in an own metric: figures, reasons and page."""
     words = ["--recipes", "vae", "energy.py", "--data", "things.py:rings", "--images", 320, "--samples", 60]
-    words += ["--curve-samples", 20, "--metrics", "frechet", "probe", "smoothness", "things.py:saturation"]
+    words += ["--curve-samples", 20, "--metrics", "all", "things.py:saturation"]
     told = run(project, "scripts/compare.py", *words, "--device", "cpu", "--out", "comparison")
     report = json.loads((project / "comparison" / "report.json").read_text())
     vae, own = report["recipes"]
@@ -110,6 +110,7 @@ def test_an_own_metric_is_registered_by_passing_it():
             "mine: its function must return a finite number or a Figure; got 'much'",
         ),
         ([Metric("mine", function=lambda *_: float("nan"))], "mine: its function must return a finite number"),
+        ([saturation, Metric("saturation", function=lambda *_: 1.0)], "two metrics are called saturation"),
         (["smoothness", "nats"], "none of the metrics can be had: smoothness: EnergyModel offers no decode"),
     ],
 )
@@ -117,6 +118,46 @@ def test_metrics_that_are_none_are_refused(metrics, why):
     data = rings()
     with pytest.raises(ValueError, match=why):
         measure(EnergyModel(data.shape, 8, 2), data, CPU, samples=32, metrics=metrics, features="pixels")
+
+
+class Wrong(EnergyModel):
+    """What it offers is not what is asked for."""
+
+    sample_steps = 3
+
+    def encode(self, x):
+        return [x]
+
+    def decode(self, z):
+        return z
+
+    def posterior(self, x):
+        return x
+
+    def nll(self, x, cond=None):
+        return x.flatten(1).sum(1)
+
+
+def test_what_fails_in_one_metric_does_not_cost_the_others():
+    data = rings()
+
+    def broken(samples, real, features):
+        raise ValueError("never finished")
+
+    asked = ["laplacian", "probe", "reconstruction", "active_units", "nats", "evaluations", broken]
+    found = measure(Wrong(data.shape, 8, 2), data, CPU, samples=32, metrics=asked, features="pixels")
+    assert set(found) == {"laplacian", "evaluations"}
+    assert set(found.missing) == {"probe", "reconstruction", "active_units", "nats", "broken"}
+    assert found.missing["broken"] == "ValueError: never finished"
+
+
+def test_a_model_that_cannot_be_sampled_is_measured_by_the_rest():
+    data = rings()
+    model = EnergyModel(data.shape, 8, 2)
+    model.sample = None
+    found = measure(model, data, CPU, metrics=["frechet", "probe", "parameters"], features="pixels")
+    assert set(found) == {"probe", "parameters"}
+    assert found.missing["frechet"] == "EnergyModel offers no sample(n, generator=)"
 
 
 @pytest.mark.parametrize(
