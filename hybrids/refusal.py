@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Refusal", "asked", "first_asked", "is_main", "refusing"]
+__all__ = ["Refusal", "asked", "first_asked", "is_main", "needed", "refusing"]
 
 
 class Refusal(ValueError):
@@ -67,3 +67,14 @@ def first_asked(what: str, steps: Iterator[Any]) -> Generator[Any, None, None]:
     if first is not None:
         yield first
         yield from steps
+
+
+@contextmanager
+def needed(requirement: str, what: str) -> Iterator[None]:
+    """Around an import: ValueError in one line, with the command that installs `requirement` for `what`."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"{what} needs a package that is not here ({error}); install it: python -m pip install '{requirement}'"
+        ) from error

@@ -1,7 +1,7 @@
 """Several recipes beside each other: the same data, budget and number of parameters, measured and reported alike."""
 
-from .families import DEFAULT
 from .plan import Options
+from .recipes import DEFAULT
 from .summary import report_of
 from .train import compare
 

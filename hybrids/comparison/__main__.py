@@ -14,7 +14,8 @@ from ..data import load_data
 from ..experiment import Refusal, refusing
 from ..files import write_whole
 from .measure import costs, device_named, measure_real, measure_run
-from .plan import Recipe, kept_plan
+from .plan import kept_plan
+from .recipes import Recipe
 from .runs import Run
 
 

@@ -27,7 +27,8 @@ from ..game import train
 from ..models import NotOffered
 from ..own import is_own
 from ..stage import Stage
-from .plan import Recipe, checkpoint_every, settings_of_plan
+from .plan import checkpoint_every, settings_of_plan
+from .recipes import Recipe
 from .runs import Run, timeline
 
 __all__ = [

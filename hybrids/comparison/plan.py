@@ -9,23 +9,21 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from ..data import Data, load_data
-from ..experiment import Refusal, Settings, load_recipe, parse
+from ..experiment import Refusal, Settings, parse
 from ..experiment.fields import settings_of
 from ..files import write_whole
 from ..refusal import asked
 from ..stage import Stage, check_moved
-from .families import FAMILIES, title
+from .recipes import Recipe
 
 __all__ = [
-    "BUDGETS", "Options", "Recipe", "check", "checkpoint_every", "data_asked", "errors_of", "keep_plan", "kept_plan",
+    "BUDGETS", "Options", "check", "checkpoint_every", "data_asked", "errors_of", "keep_plan", "kept_plan",
     "lengths", "make_plan", "matched", "run_words", "settings_of_plan", "trained_parameters", "with_lengths",
 ]  # fmt: skip
 
@@ -45,55 +43,6 @@ SPARE = 20
 LINES = 200
 """Of metrics.jsonl, about, whatever the number of steps."""
 WIDEST = 4096
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One of recipes/ by its name, or one's own by its file.
-
-    Arguments: given, such as `vae`, or the path of a .py file, whose stem is then the recipe's name.
-    """
-
-    given: str
-
-    @property
-    def file(self) -> Path | None:
-        """The file of one's own."""
-        return Path(self.given).resolve() if self.given.endswith(".py") else None
-
-    @property
-    def name(self) -> str:
-        return self.given if self.file is None else self.file.stem
-
-    @property
-    def title(self) -> str:
-        """The name for people."""
-        return title(self.name) if self.file is None else self.name.replace("_", " ")
-
-    def module(self) -> ModuleType:
-        """Load it. Raises Refusal where it is not there, or offers no Settings and build."""
-        module = _loaded(self.name, self.file)
-        lacking = [name for name in ("Settings", "build") if not hasattr(module, name)]
-        if lacking:
-            raise Refusal(
-                f"{self.given}: a recipe must define Settings and build(settings, data); no {lacking[0]} there"
-            )
-        return module
-
-    def family(self) -> str | None:
-        """VAE, GAN, diffusion or those that are joined in it; of one's own what its module's FAMILY says, or None."""
-        if self.file is None:
-            return FAMILIES.get(self.name)
-        family = getattr(self.module(), "FAMILY", None)
-        if family is not None and not isinstance(family, str):
-            raise Refusal(f"{self.given}: FAMILY must be text, such as 'diffusion'; got {family!r}")
-        return family
-
-
-@cache
-def _loaded(name: str, file: Path | None) -> ModuleType:
-    """Load a recipe once, so that its classes are the same throughout."""
-    return load_recipe(name, file)
 
 
 @dataclass(frozen=True)

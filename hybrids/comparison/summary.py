@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 from ..evaluation.metrics import METRICS
 from ..experiment import Refusal
 from ..files import write_whole
-from .families import FAMILIES
 from .measure import QUALITIES
-from .plan import Recipe, kept_plan
+from .plan import kept_plan
+from .recipes import FAMILIES, Recipe
 from .runs import Run, read_json, stability, timeline
 from .verdicts import verdicts
 

@@ -24,7 +24,8 @@ from ..experiment.run_folder import lock
 from ..experiment.signals import Signals
 from ..files import write_whole
 from .measure import complete, device_named, real_complete
-from .plan import Options, Recipe, check, data_asked, keep_plan, make_plan, run_words, with_lengths
+from .plan import Options, check, data_asked, keep_plan, make_plan, run_words, with_lengths
+from .recipes import Recipe
 from .runs import Run, progress, read_json, reason
 
 __all__ = ["Comparison", "Job", "Pool", "Stopped", "compare", "gpus"]

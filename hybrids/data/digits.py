@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .optional import needed
+from ..refusal import needed
 from .source import Data
 
 __all__ = ["digits", "stacked_digits"]

@@ -6,8 +6,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..refusal import needed
 from .encoded import load_encoded, say
-from .optional import needed
 from .source import Data
 
 __all__ = ["hub"]

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .optional import needed
+from ..refusal import needed
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "Header", "TooLarge", "decode", "header"]
 

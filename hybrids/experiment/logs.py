@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..files import write_whole
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -106,9 +108,7 @@ class Logs:
                 continue  # a line cut off by a crash
             if entry.get("step", 0) <= step:
                 kept.append(line + "\n")
-        temporary = self.path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and a point on each curve."""

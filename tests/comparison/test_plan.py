@@ -6,10 +6,8 @@ import pytest
 from torch import nn
 
 from hybrids import Player, Terms
-from hybrids.comparison.families import DEFAULT
 from hybrids.comparison.plan import (
     Options,
-    Recipe,
     check,
     data_asked,
     errors_of,
@@ -21,6 +19,7 @@ from hybrids.comparison.plan import (
     trained_parameters,
     with_lengths,
 )
+from hybrids.comparison.recipes import DEFAULT, Recipe
 from hybrids.data import Data, load_data
 from hybrids.experiment import Refusal, Stage, load_recipe, parse
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hybrids.comparison.families import DEFAULT, family, title
+from hybrids.comparison.recipes import DEFAULT, FAMILIES, Recipe
 from hybrids.comparison.verdicts import SPREAD, USUAL, verdicts
 
 
@@ -17,7 +17,7 @@ def recipe(name, state="finished", runs=3, floors=(), ends=(), **means):
         figures[key] = {"value": value, "floor": floors.get(key), "low": None, "high": None}
     return {
         "recipe": name,
-        "family": family(name),
+        "family": FAMILIES.get(name),
         "state": state,
         "summary": summary,
         "runs": [{"figures": figures}] * runs,
@@ -187,12 +187,13 @@ def test_every_word_has_its_number(axis, of, means, verdict, word):
 
 
 def test_the_default_recipes_are_each_family_and_each_connection():
-    families = {family(recipe) for recipe in DEFAULT}
+    families = {FAMILIES[recipe] for recipe in DEFAULT}
     assert families == {"VAE", "GAN", "diffusion", "GAN + diffusion", "VAE + diffusion", "VAE + GAN + diffusion"}
     for name in DEFAULT:
         latent, adversarial = name.startswith("latent"), "adversarial" in name
-        assert ("+" in family(name)) == (latent or adversarial)
-        assert ("GAN" in family(name)) == (adversarial or name == "gan")
-        assert ("VAE" in family(name)) == (latent or name == "vae")
-    assert len({title(recipe) for recipe in DEFAULT}) == len(DEFAULT)
-    assert (family("one_of_mine"), title("one_of_mine")) == ("other", "one of mine")
+        assert ("+" in FAMILIES[name]) == (latent or adversarial)
+        assert ("GAN" in FAMILIES[name]) == (adversarial or name == "gan")
+        assert ("VAE" in FAMILIES[name]) == (latent or name == "vae")
+    assert len({Recipe(recipe).title for recipe in DEFAULT}) == len(DEFAULT)
+    mine = Recipe("one_of_mine.py")
+    assert (mine.name, mine.title) == ("one_of_mine", "one of mine")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.optional import needed
+from ...refusal import needed
 from ..figures import Z
 
 __all__ = [
