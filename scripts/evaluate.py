@@ -33,9 +33,9 @@ from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihood import measured_times
 from hybrids.evaluation.metrics import LEAST_SAMPLES, metrics_of
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
-from hybrids.experiment.ranks import agree, decide_on_main
-from hybrids.experiment.run_folder import lock
+from hybrids.experiment.checkpoints.run_folder import lock
 from hybrids.files import write_whole
+from hybrids.processes import agree, decide_on_main
 from hybrids.refusal import asked
 
 

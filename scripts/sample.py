@@ -24,8 +24,8 @@ from tqdm import tqdm
 from components.samplers import METHODS, Sampler
 from hybrids import load
 from hybrids.experiment import Refusal, refusing
-from hybrids.experiment.ranks import agree
 from hybrids.pictures import save_picture
+from hybrids.processes import agree
 
 STRIDE = 1_000_003
 """Between the seeds of chunks: runs of neighbouring seeds have no chunk in common, as they would at a stride of 1."""

@@ -40,7 +40,7 @@ def fresh_accelerate():
 def few_digits(monkeypatch):
     """`--data digits` with 24 training and 16 held-out examples: epochs end after three batches of eight."""
     from hybrids import data
-    from hybrids.experiment import run
+    from hybrids.experiment.run import run
 
     def few(*args, **options):
         whole = data.load_data(*args, **options)

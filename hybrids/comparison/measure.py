@@ -20,8 +20,8 @@ from ..data import Data, Mixture
 from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
-from ..experiment.feed import batches_of, read, seed_all
-from ..experiment.manifest import steps_in
+from ..experiment.checkpoints.manifest import steps_in
+from ..experiment.run.batches import batches_of, read, seed_all
 from ..files import write_tensors, write_whole
 from ..game import train
 from ..models import NotOffered

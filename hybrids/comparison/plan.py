@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import Data, load_data
 from ..experiment import Refusal, Settings, parse
-from ..experiment.fields import settings_of
+from ..experiment.settings.fields import settings_of
 from ..files import write_whole
 from ..refusal import asked
 from ..stage import Stage, check_moved

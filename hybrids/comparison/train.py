@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from ..experiment import STOPPED
-from ..experiment.run_folder import lock
-from ..experiment.signals import Signals
+from ..experiment.checkpoints.run_folder import lock
+from ..experiment.run.signals import Signals
 from ..files import write_whole
 from .measure import complete, device_named, real_complete
 from .plan import Options, check, data_asked, keep_plan, make_plan, run_words, with_lengths

@@ -2,8 +2,7 @@
 
 from ..refusal import Refusal, refusing
 from ..stage import Stage
-from .loading import checkpoint_of, data_of, load, load_recipe
-from .run import STOPPED, experiment, main
+from .run import STOPPED, checkpoint_of, data_of, experiment, load, load_recipe, main
 from .settings import Settings, parse, setting, to_yaml
 
 __all__ = [

@@ -157,7 +157,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, words, t
 
 @pytest.mark.slow
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
-    from hybrids.experiment.run_folder import lock
+    from hybrids.experiment.checkpoints.run_folder import lock
 
     with lock(tmp_path):
         code, _, errors = compare(tmp_path, *WORDS, "--recipes", "vae", "--images", "640")

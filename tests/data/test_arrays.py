@@ -11,7 +11,7 @@ from small import TINY
 from hybrids import experiment
 from hybrids.data import arrays, load_data
 from hybrids.experiment import load_recipe
-from hybrids.experiment.loading import checkpoint_of, data_of
+from hybrids.experiment.run.loading import checkpoint_of, data_of
 
 
 @pytest.fixture

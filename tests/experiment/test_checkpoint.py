@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrids.experiment.checkpoint import (
+from hybrids.experiment.checkpoints.checkpoint import (
     CheckpointError,
     OtherFormat,
     claim,
-    compare,
     lock,
     newest,
     read,
     save,
     verify,
 )
-from hybrids.experiment.manifest import FORMAT, _render, _seal
-from hybrids.experiment.ranks import agree, decide_on_main
+from hybrids.experiment.checkpoints.manifest import FORMAT, _render, _seal
+from hybrids.experiment.checkpoints.state import compare
+from hybrids.processes import agree, decide_on_main
 from hybrids.refusal import Refusal
 
 FILES = ["model.safetensors", "model.json", "game.json", "rank-0.safetensors", "rank-0.json", "manifest.json"]
@@ -375,7 +375,7 @@ def test_a_save_that_fails_leaves_all_as_it_was(put, monkeypatch):
 
     for place in ("write_tensors", "write_json", "write_text", "make_manifest", "flush"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"hybrids.experiment.checkpoint.{place}", lambda path, *_: full(path))
+            patch.setattr(f"hybrids.experiment.checkpoints.checkpoint.{place}", lambda path, *_: full(path))
             for step in (1, 2):
                 with pytest.raises(CheckpointError, match=r"was not saved \(OSError: .*No space left.*MiB are free"):
                     put(step, keep=1)
@@ -413,7 +413,7 @@ def run_script(tmp_path: Path, body: str, *argv: str) -> subprocess.CompletedPro
         from pathlib import Path
         import torch
         from accelerate import Accelerator
-        from hybrids.experiment.checkpoint import *
+        from hybrids.experiment.checkpoints.checkpoint import *
         accelerator = Accelerator(cpu=True)
         root = Path(sys.argv[1])
         def put(step, keep=9, **changed):
@@ -517,7 +517,7 @@ def test_the_failure_of_one_rank_is_every_rank_s(tmp_path):
         got = read(root / "step-1", rank, 2)
         assert got.rank_state == {"rank": rank} and got.world_size == 2
         accelerator.wait_for_everyone()
-        from hybrids.experiment.ranks import decide_on_main
+        from hybrids.processes import decide_on_main
         from hybrids.refusal import Refusal
         assert decide_on_main(accelerator, lambda: newest(root)) == root / "step-1"
         assert decide_on_main(accelerator, lambda: None) is None
@@ -690,7 +690,7 @@ def test_only_the_main_process_locks(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
     code = (
-        "import sys\nfrom hybrids.experiment.run_folder import lock\n"
+        "import sys\nfrom hybrids.experiment.checkpoints.run_folder import lock\n"
         f"with lock({str(tmp_path)!r}):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -238,7 +238,7 @@ def test_fault_49_a_folder_that_cannot_be_written(refused, tmp_path):
 
 def test_fault_48_a_folder_in_use(refused, tmp_path):
     """A second run in one folder is refused while the first lives."""
-    from hybrids.experiment.run_folder import lock
+    from hybrids.experiment.checkpoints.run_folder import lock
 
     with lock(tmp_path / "run"):
         assert contains(refused("vae", "--out", tmp_path / "run"), "is in use by process", "another folder")

@@ -39,7 +39,7 @@ def run(name: str, out: Path, *argv) -> None:
 
 def stop_at(monkeypatch, step: int) -> None:
     """A signal arrives in a step: here, while its first loss is computed (a step is finished first)."""
-    from hybrids.experiment import run as module
+    from hybrids.experiment.run import run as module
 
     inner = module.train
 
@@ -498,7 +498,7 @@ def test_a_signal_stops_a_run_that_can_be_resumed(tmp_path):
     assert process.returncode == 75, said
     assert "stopped by a signal, saved; go on with --resume auto" in said
     (saved,) = (tmp_path / "stopped" / "checkpoints").iterdir()
-    from hybrids.experiment.manifest import verify
+    from hybrids.experiment.checkpoints.manifest import verify
 
     assert 3 <= verify(saved)["step"] < 60
     done = subprocess.run([*command, "--resume", "auto"], cwd=REPOSITORY, env=env, capture_output=True, text=True)

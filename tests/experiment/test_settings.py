@@ -8,8 +8,9 @@ from typing import Literal
 
 import pytest
 
-from hybrids.experiment.fields import settings_of
-from hybrids.experiment.settings import Refusal, Settings, parse, refusing, setting, to_yaml
+from hybrids.experiment.settings import Settings, parse, setting, to_yaml
+from hybrids.experiment.settings.fields import settings_of
+from hybrids.refusal import Refusal, refusing
 
 
 @dataclass
@@ -314,7 +315,7 @@ def test_a_script_is_refused_without_a_traceback(tmp_path):
     script = tmp_path / "toy.py"
     script.write_text(
         "from __future__ import annotations\n"
-        "from hybrids.experiment.settings import Settings, parse, refusing\n"
+        "from hybrids.experiment.settings import Settings, parse\nfrom hybrids.refusal import refusing\n"
         "with refusing():\n    parse(Settings, None, 'toy')\n"
     )
     got = subprocess.run([sys.executable, script, "--steps", "0", "--sed", "1"], capture_output=True, text=True)

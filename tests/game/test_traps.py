@@ -22,7 +22,7 @@ from components.schedules import BetaSchedule, CosineSchedule, LearnedSchedule, 
 from hybrids import EMA, GAN, VAE, Critic, Diffusion, Player, StandardNormal, Terms, experiment, rate, train
 from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe
-from hybrids.experiment.state import load_optimizers, load_weights, optimizers, weights
+from hybrids.experiment.checkpoints.state import load_optimizers, load_weights, optimizers, weights
 from hybrids.refusal import Refusal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_trap_05_a_gan_draws_its_fakes_without_a_graph(monkeypatch):
 @pytest.mark.parametrize("ending", ["done", "nothing to do", "stopped"])
 def test_trap_08_a_run_ends_with_a_barrier_and_end_training(ending, monkeypatch, tmp_path, few_digits):
     """Trap 8: ending without a barrier, 1 to 2 of 8 gloo runs aborted. Guard: both, in this order, however it ends."""
-    from hybrids.experiment.signals import Signals
+    from hybrids.experiment.run.signals import Signals
 
     if ending == "nothing to do":
         run("vae", tmp_path / "run", steps=2)
@@ -447,7 +447,7 @@ def test_trap_22_names_know_nothing_of_wrappers(tmp_path, few_digits):
     assert {key.split("/")[1] for key in optimizers(wrapped, [player])[0]} == {"a.moves.0.weight", "a.moves.0.bias"}
     load_weights(wrapped, weights(root), "here")
     run("gan", tmp_path / "run", "--mixed-precision", "bf16", "--spectral-norm", steps=1)
-    from hybrids.experiment.manifest import load_manifest
+    from hybrids.experiment.checkpoints.manifest import load_manifest
 
     saved = load_manifest(tmp_path / "run" / "checkpoints" / "step-1")["tensors"]
     names = [name for part in saved.values() for name in part]

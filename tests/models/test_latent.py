@@ -397,7 +397,7 @@ def run(out: Path, *argv: str, build=None) -> None:
 
 def stop_after(monkeypatch, stop: int) -> None:
     """A signal arrives in a step of the whole run, counted over its stages."""
-    from hybrids.experiment import run as module
+    from hybrids.experiment.run import run as module
 
     inner, done = module.train, []
 
@@ -452,7 +452,7 @@ def test_a_run_resumed_in_either_stage_is_the_straight_run(extra, stops, tmp_pat
         for picture in (tmp_path / "straight/samples").iterdir():
             assert (out / "samples" / picture.name).read_bytes() == picture.read_bytes()
     model = hybrids.load(tmp_path / "straight")
-    from hybrids.experiment import run as module
+    from hybrids.experiment.run import run as module
 
     again = LatentModel(model.first, StandardNormal(model.latent))
     again.cache(module.load_data("digits", 8, 1))

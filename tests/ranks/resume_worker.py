@@ -14,7 +14,7 @@ from small import TINY  # noqa: E402
 
 from hybrids import experiment  # noqa: E402
 from hybrids.experiment import load_recipe  # noqa: E402
-from hybrids.experiment import run as runs  # noqa: E402
+from hybrids.experiment.run import run as runs  # noqa: E402
 
 OUT = Path(sys.argv[1])
 END = Accelerator.end_training

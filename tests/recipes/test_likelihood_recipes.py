@@ -8,7 +8,7 @@ from answers import generator
 
 from hybrids.data import Data, load_data
 from hybrids.experiment import load_recipe, parse
-from hybrids.experiment.state import load_weights, weights
+from hybrids.experiment.checkpoints.state import load_weights, weights
 from hybrids.refusal import Refusal
 
 POINTS = Data("25-gaussians", (2,))

@@ -20,7 +20,7 @@ from components.denoisers import PREDICTIONS, Denoiser, Variance
 from components.losses import AdversarialLoss
 from components.schedules import BETA_SCHEDULES
 from hybrids import train
-from hybrids.experiment.state import load_weights, weights
+from hybrids.experiment.checkpoints.state import load_weights, weights
 from hybrids.files import write_tensors
 
 every_part = pytest.mark.parametrize("name", PARTS)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Data
-from ..files import write_whole
-from ..modes import evaluating
-from ..pictures import COLUMNS, labels_shown, save_picture
-from ..refusal import Refusal
-from ..stage import Stage
+from ...data import Data
+from ...files import write_whole
+from ...modes import evaluating
+from ...pictures import COLUMNS, labels_shown, save_picture
+from ...refusal import Refusal
+from ...stage import Stage
+from ..settings import Settings, to_yaml
 from .logs import Gathered, Logs, NotFinite
-from .settings import Settings, to_yaml
 
 __all__ = ["Record"]
 
@@ -122,7 +122,7 @@ class Record:
         """The cheap numbers of `hybrids.evaluation`."""
         if not self.main:
             return
-        from ..evaluation import evaluate
+        from ...evaluation import evaluate
 
         with evaluating(model), torch.no_grad():
             self.evaluation = evaluate(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..files import write_whole
+from ...files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

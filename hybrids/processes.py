@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..refusal import Refusal
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..game import Player
-from ..refusal import Refusal
-from .checkpoint import compare
+from ...game import Player
+from ...refusal import Refusal
 
 __all__ = ["load_optimizers", "load_weights", "optimizers", "random_numbers", "restore_random_numbers", "weights"]
 
@@ -117,3 +116,24 @@ def restore_random_numbers(
     keys, *more = rest["numpy"]
     numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), *more))
     return True
+
+
+def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that are not those expected, by name and shape; the first few that differ are named."""
+
+    def listed(title: str, lines: list[str]) -> list[str]:
+        more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
+        return [f"{title} {', '.join(lines[:3])}{more}"] if lines else []
+
+    def shape(tensor: Tensor) -> str:
+        return str(tuple(tensor.shape))
+
+    both = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+    differences = [
+        *listed("missing", [f"{name} {shape(expected[name])}" for name in expected if name not in found]),
+        *listed("unexpected", [f"{name} {shape(found[name])}" for name in found if name not in expected]),
+        *listed("other shape", [f"{n}: expected {shape(expected[n])}, got {shape(found[n])}" for n in both]),
+    ]
+    if differences:
+        remedy = "build the networks with the settings that it was saved with"
+        raise Refusal(f"{where}: is of another architecture: {'; '.join(differences)}; {remedy}")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Data, load_data
-from ..own import is_own, load_module
-from ..refusal import Refusal, asked
-from . import checkpoint as disk
-from .fields import settings_of
-from .settings import Settings
-from .state import load_weights
+from ...data import Data, load_data
+from ...own import is_own, load_module
+from ...refusal import Refusal, asked
+from ..checkpoints import checkpoint as disk
+from ..checkpoints.state import load_weights
+from ..settings import Settings
+from ..settings.fields import settings_of
 
 __all__ = ["checkpoint_of", "data_of", "load", "load_recipe"]
 
@@ -30,7 +30,7 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
         raise Refusal(
             f"a run's recipe must be a plain name to be looked up; got {name!r}; give its file: --recipe FILE"
         )
-    place = Path(__file__).parents[2] / "recipes"
+    place = Path(__file__).parents[3] / "recipes"
     path = place / f"{name}.py" if file is None else Path(file)
     if not path.is_file():
         where = f"is not in {place}" if file is None else f"has no file {path}"

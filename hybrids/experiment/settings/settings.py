@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ..own import is_own
-from ..refusal import Refusal, is_main, refusing
+from ...own import is_own
+from ...refusal import Refusal, is_main
 from .fields import setting, settings_of
 from .sources import help_text, read_arguments, read_file
 
-__all__ = ["Refusal", "Settings", "parse", "refusing", "setting", "to_yaml"]
+__all__ = ["Settings", "parse", "to_yaml"]
 
 S = TypeVar("S", bound="Settings")
 

@@ -13,20 +13,27 @@ from typing import Any
 
 import torch
 
-from ..data import Data, load_data
-from ..ema import EMA
-from ..game import assert_equal_on_ranks, train
-from ..refusal import Refusal, asked, first_asked, refusing
-from ..stage import Stage, check_finite, check_moved, checked
-from . import checkpoint as disk
-from .feed import batches_of, read, seed_all
-from .logs import Gathered
-from .ranks import decide_on_main
-from .record import Record
-from .run_folder import claim, lock
-from .settings import Settings, parse, to_yaml
+from ...data import Data, load_data
+from ...ema import EMA
+from ...game import assert_equal_on_ranks, train
+from ...processes import decide_on_main
+from ...refusal import Refusal, asked, first_asked, refusing
+from ...stage import Stage, check_finite, check_moved, checked
+from ..checkpoints import checkpoint as disk
+from ..checkpoints.run_folder import claim, lock
+from ..checkpoints.state import (
+    load_optimizers,
+    load_weights,
+    optimizers,
+    random_numbers,
+    restore_random_numbers,
+    weights,
+)
+from ..record.logs import Gathered
+from ..record.record import Record
+from ..settings import Settings, parse, to_yaml
+from .batches import batches_of, read, seed_all
 from .signals import Signals
-from .state import load_optimizers, load_weights, optimizers, random_numbers, restore_random_numbers, weights
 
 __all__ = ["STOPPED", "experiment", "main"]
 

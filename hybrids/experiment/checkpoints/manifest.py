@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..refusal import Refusal
+from ...refusal import Refusal
 
 __all__ = ["FORMAT", "CheckpointError", "OtherFormat", "check_content", "load_manifest", "make_manifest", "newest",
            "steps_in", "verify"]  # fmt: skip

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ..batch import Batch
-from ..data import Batches, Data
-from ..data.streaming import WorkerDied
-from ..refusal import Refusal
-from ..stage import Stage
-from .settings import Settings
-from .state import random_numbers, restore_random_numbers
+from ...batch import Batch
+from ...data import Batches, Data
+from ...data.streaming import WorkerDied
+from ...refusal import Refusal
+from ...stage import Stage
+from ..checkpoints.state import random_numbers, restore_random_numbers
+from ..settings import Settings
 
 __all__ = ["batches_of", "read", "seed_all"]
 

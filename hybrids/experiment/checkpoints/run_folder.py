@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files import remove
-from ..refusal import Refusal, is_main
+from ...files import remove
+from ...refusal import Refusal, is_main
 from .manifest import newest, steps_in, verify
 
 __all__ = ["claim", "lock"]

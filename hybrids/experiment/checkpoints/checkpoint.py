@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..files import flush, refuse_lossy, remove, write_json, write_tensors, write_text
-from ..refusal import Refusal
+from ...files import flush, refuse_lossy, remove, write_json, write_tensors, write_text
+from ...processes import agree
 from .manifest import (
     CheckpointError,
     OtherFormat,
@@ -29,13 +29,12 @@ from .manifest import (
     steps_in,
     verify,
 )
-from .ranks import agree
 from .run_folder import claim, lock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Checkpoint", "CheckpointError", "OtherFormat", "claim", "compare", "lock", "newest", "read", "save",
+__all__ = ["Checkpoint", "CheckpointError", "OtherFormat", "claim", "lock", "newest", "read", "save",
            "verify"]  # fmt: skip
 
 
@@ -193,24 +192,3 @@ def read(folder: str | os.PathLike[str], rank: int, world_size: int | None = Non
         rank_tensors=content(f"rank-{rank}.safetensors") if own else None,
         rank_state=content(f"rank-{rank}.json") if own else None,
     )
-
-
-def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that are not those expected, by name and shape; the first few that differ are named."""
-
-    def listed(title: str, lines: list[str]) -> list[str]:
-        more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
-        return [f"{title} {', '.join(lines[:3])}{more}"] if lines else []
-
-    def shape(tensor: Tensor) -> str:
-        return str(tuple(tensor.shape))
-
-    both = [name for name in expected if name in found and expected[name].shape != found[name].shape]
-    differences = [
-        *listed("missing", [f"{name} {shape(expected[name])}" for name in expected if name not in found]),
-        *listed("unexpected", [f"{name} {shape(found[name])}" for name in found if name not in expected]),
-        *listed("other shape", [f"{n}: expected {shape(expected[n])}, got {shape(found[n])}" for n in both]),
-    ]
-    if differences:
-        remedy = "build the networks with the settings that it was saved with"
-        raise Refusal(f"{where}: is of another architecture: {'; '.join(differences)}; {remedy}")

@@ -1,0 +1,1 @@
+"""Checkpoints: what a run must remember, written whole or not at all, and the folder that holds them."""
