@@ -7,14 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.conditions import drop
+
 __all__ = ["Batch", "check_batch", "check_batches", "to_device", "unpack"]
 
 Batch = Tensor | Mapping[str, Tensor]
 
 
-def unpack(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """x and cond of a batch; None for cond where there is none."""
-    return (batch, None) if isinstance(batch, Tensor) else (batch["x"], batch.get("cond"))
+def unpack(batch: Batch, dropout: float = 0.0, num_classes: int | None = None) -> tuple[Tensor, Any]:
+    """Return x and cond of a batch; None for cond where it has none.
+
+    Arguments:
+        dropout: probability that an example loses its condition, as in `components.conditions.drop` (classifier-free
+            guidance: Ho & Salimans 2022, 2207.12598).
+        num_classes: the null label, which labels need for it.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    x, cond = batch["x"], batch.get("cond")
+    return x, drop(cond, dropout, num_classes) if dropout else cond
 
 
 def check_batch(batch: Batch) -> None:

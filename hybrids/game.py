@@ -28,8 +28,8 @@ NORM_EVERY = 10
 class Turn:
     """One player's turn, ready to be taken: its prepared module, and everybody else's parameters."""
 
-    def __init__(self, player: Player, others: list[nn.Parameter], accelerator: "Accelerator") -> None:
-        self.player, self.others, self.accelerator = player, others, accelerator
+    def __init__(self, player: Player, others: list[nn.Parameter], accelerator: "Accelerator", steps: int) -> None:
+        self.player, self.others, self.accelerator, self.steps = player, others, accelerator, steps
         self.prepared = accelerator.prepare_model(player)
         self.parameters = player.parameters_moved()
         self.checked = False
@@ -55,7 +55,7 @@ class Turn:
         norm = self._clip(step)
         if player.lr is not None:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * player.lr(step)
+                group["lr"] = group["initial_lr"] * player.lr(step, self.steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return self._logs(runs, norm)
@@ -145,7 +145,7 @@ def _play(
             for player in players:
                 player.uses.eval()
                 own = {id(p) for p in player.parameters_moved()}
-                turns.append(Turn(player, [p for p in everybody if id(p) not in own], accelerator))
+                turns.append(Turn(player, [p for p in everybody if id(p) not in own], accelerator, steps))
                 player.optimizer.zero_grad(set_to_none=True)
             warn_of_equal_noise(accelerator)
             for step in range(start, steps):

@@ -27,8 +27,11 @@ class Player(nn.Module):
             set to eval, frozen. What another player moves need not be named.
         optimizer: parameters → torch optimizer.
         clip: largest norm of the gradient, or None.
-        lr: step → factor on the optimizer's learning rate, such as `warmup_cosine`.
+        lr: (step, steps) → factor on the optimizer's learning rate, such as `warmup_cosine()`; steps is the length that
+            `train` was given.
         every: it takes its turn in each step divisible by this.
+        per: the loss is divided by this, such as the dimensions d of x: what papers state for losses which are
+            means over dimensions, such as clip 1, then holds.
         name: what logs and errors call it.
         allow_unused: let a step leave some of its parameters without a gradient (they get zeros).
     Raises ValueError or TypeError, naming the player, for arguments that cannot work.
@@ -43,8 +46,9 @@ class Player(nn.Module):
         uses: Iterable[nn.Module] = (),
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = ADAMW,
         clip: float | None = None,
-        lr: Callable[[int], float] | None = None,
+        lr: Callable[[int, int], float] | None = None,
         every: int = 1,
+        per: float = 1,
         name: str = "player",
         allow_unused: bool = False,
     ) -> None:
@@ -59,6 +63,8 @@ class Player(nn.Module):
             raise ValueError(f"a player's name must be of letters, digits, _ and -; got {name!r}")
         if every < 1:
             raise ValueError(f"player {name!r}: every must be at least 1; got {every}")
+        if not 0 < per < math.inf:
+            raise ValueError(f"player {name!r}: per must be above 0 and finite; got {per}")
         if clip is not None and not clip > 0:
             raise ValueError(f"player {name!r}: clip must be above 0, or None; got {clip}")
         if not callable(optimizer):
@@ -66,10 +72,10 @@ class Player(nn.Module):
                 f"player {name!r}: optimizer must be a function of parameters, such as partial(AdamW, lr=1e-3); got "
                 f"a {type(optimizer).__name__}"
             )
-        if lr is not None and not callable(lr):
+        if lr is not None and not _takes_two(lr):
             raise TypeError(
-                f"player {name!r}: lr must be a function of the step, a factor on the optimizer's rate; got {lr!r}: "
-                "the rate itself goes in optimizer=partial(AdamW, lr=1e-3)"
+                f"player {name!r}: lr must be a function (step, steps) → factor on the optimizer's rate, such as "
+                f"warmup_cosine(); got {lr!r}: the rate itself goes in optimizer=partial(AdamW, lr=1e-3)"
             )
         moved = {id(p) for p in parameters}
         for key, p in self.uses.named_parameters():
@@ -82,14 +88,15 @@ class Player(nn.Module):
         self.optimizer = optimizer(parameters)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.clip, self.lr, self.every, self.name, self.allow_unused = clip, lr, every, name, allow_unused
+        self.clip, self.lr, self.every, self.per = clip, lr, every, per
+        self.name, self.allow_unused = name, allow_unused
 
     def parameters_moved(self) -> list[nn.Parameter]:
         """What its optimizer updates."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss on a batch: (total (), unweighted means by term)."""
+        """Return the loss on a batch, divided by `per`, and each term's mean, neither weighted nor divided."""
         try:
             terms = self.loss(batch, step=step) if self.takes_step else self.loss(batch)
         except (AttributeError, KeyError, TypeError) as error:
@@ -101,7 +108,7 @@ class Player(nn.Module):
             raise
         if not isinstance(terms, Terms):
             raise TypeError(f"player {self.name!r}: its loss must return Terms; got {type(terms).__name__}")
-        total = terms.total
+        total = terms.total if self.per == 1 else terms.total / self.per
         if self.allow_unused:
             # A zero that touches every parameter: DDP then finds each of them ready on every rank.
             total = total + sum(0.0 * p.sum() for p in self.parameters_moved())
@@ -127,15 +134,34 @@ def _listed(player: str, argument: str, modules: Iterable[nn.Module]) -> nn.Modu
     return nn.ModuleList(listed)
 
 
-def warmup_cosine(warmup: int, steps: int, final: float = 0.0) -> Callable[[int], float]:
-    """A learning-rate factor: linear from 1/warmup to 1, then half a cosine from 1 to `final` at the last step."""
-    if warmup < 0 or steps <= warmup:
-        raise ValueError(f"0 <= warmup < steps must hold; got warmup {warmup} and steps {steps}")
+def _takes_two(function: object) -> bool:
+    """Whether it can be called with two arguments."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(0, 1)
+    except TypeError:
+        return False
+    return True
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+
+def warmup_cosine(warmup: float = 0.05, final: float = 0.0) -> Callable[[int, int], float]:
+    """Return a learning-rate factor of (step, steps): a linear rise to 1, then half a cosine down to `final`.
+
+    Arguments:
+        warmup: share of the steps in which it rises, in [0, 1); of w such steps the first has the factor 1/w.
+        final: factor of the last step, at least 0.
+    Raises ValueError for values out of range.
+    """
+    if not 0 <= warmup < 1 or not final >= 0:
+        raise ValueError(f"warmup must be in [0, 1), and final at least 0; got warmup {warmup} and final {final}")
+
+    def factor(step: int, steps: int) -> float:
+        # 0.05 * 140 is above 7 in floating point, and 0.29 * 100 below 29.
+        rising = int(warmup * steps + 1e-9)
+        if step < rising:
+            return (step + 1) / rising
+        progress = min((step - rising) / max(steps - 1 - rising, 1), 1.0)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -72,7 +72,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     of_pairs = NoiseOfPair(discriminator, denoiser.schedule, settings.timesteps)
     critic = Critic(of_pairs, settings.loss, settings.r1, settings.r2, settings.lazy)
     model = AdversarialDiffusion(denoiser, critic, data.shape, settings.timesteps, settings.latent or None)
-    decay = warmup_cosine(0, settings.steps, final=0.02)
+    decay = warmup_cosine(0, final=0.02)
 
     def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
         x, cond = unpack(batch)

@@ -107,7 +107,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         moves=[model],
         optimizer=partial(AdamW, lr=settings.lr),
         clip=settings.clip,
-        lr=warmup_cosine(settings.steps // 20, settings.steps),
+        lr=warmup_cosine(),
         name="denoiser",
     )
     return [Stage("ddpm", model, [player], conditional=settings.conditional)]

@@ -58,7 +58,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     common = {
         # No momentum: each player answers the other's last move.
         "optimizer": partial(Adam, lr=settings.lr, betas=(0.0, 0.99)),
-        "lr": warmup_cosine(0, settings.steps, final=settings.final_lr),
+        "lr": warmup_cosine(0, final=settings.final_lr),
     }
     players = [
         Player(lambda b, step: gan.judge(*seen(b), step=step), moves=[critic], name="critic", **common),

@@ -86,14 +86,14 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     def opponent(loss: Callable[..., Terms], module: nn.Module, lr: float, name: str) -> Player:
         # No momentum: each player answers the other's last move.
         optimizer = partial(Adam, lr=lr, betas=(0.0, 0.99))
-        return Player(loss, [module], optimizer=optimizer, lr=warmup_cosine(0, s.steps, final=0.02), name=name)
+        return Player(loss, [module], optimizer=optimizer, lr=warmup_cosine(0, final=0.02), name=name)
 
     code = Player(
         lambda x: (1 / data.dimensions) * vae.loss(x),
         moves=vae.moved,
         optimizer=partial(AdamW, lr=s.lr),
         clip=1.0,
-        lr=warmup_cosine(steps // 20, steps),
+        lr=warmup_cosine(),
         name="vae",
     )
     game = [

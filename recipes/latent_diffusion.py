@@ -100,7 +100,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
     model = LatentModel(first, second, text, classes, s.label_dropout)
 
     def player(name: str, loss: Callable[..., Terms], moves: list[nn.Module], steps: int) -> Player:
-        lr = warmup_cosine(steps // 20, steps)
+        lr = warmup_cosine()
         return Player(loss, moves, optimizer=partial(AdamW, lr=s.lr), clip=1.0, lr=lr, name=name)
 
     d, k = data.dimensions, math.prod(first.latent)

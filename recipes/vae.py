@@ -77,7 +77,7 @@ def build(settings: Settings, data: Data) -> list[Stage]:
         moves=[vae],
         optimizer=partial(AdamW, lr=settings.lr),
         clip=settings.clip,
-        lr=warmup_cosine(settings.steps // 20, settings.steps),
+        lr=warmup_cosine(),
         name="vae",
     )
     return [Stage("vae", vae, [player], conditional=settings.conditional)]

@@ -3,7 +3,7 @@
 from .mlp import MLP
 from .stochastic import MappingNetwork, Stochastic
 from .transformers import DiT, SequenceTransformer
-from .unet import UNet
+from .unet import UNet, multipliers_to
 
 __all__ = [
     "DiT",
@@ -12,4 +12,5 @@ __all__ = [
     "SequenceTransformer",
     "Stochastic",
     "UNet",
+    "multipliers_to",
 ]

@@ -24,7 +24,7 @@ from ..layers import (
     zeroed,
 )
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "multipliers_to"]
 
 
 class UNet(nn.Module):
@@ -212,3 +212,12 @@ class _Step(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
         h = self.attention(self.block(x, embedding))
         return h if self.cross is None or context is None else self.cross(h, context, mask)
+
+
+def multipliers_to(side: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return multipliers 1, 2, 2, ... of a U-Net whose lowest resolution is `side` (between it and its double).
+
+    Arguments: side, such as 4; shape, (C, H, W) or (C, L) of x_t, of which the last side counts.
+    """
+    halvings = max((shape[-1] // side).bit_length() - 1, 0)
+    return (1, *[2] * halvings)

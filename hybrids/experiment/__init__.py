@@ -3,10 +3,11 @@
 from ..refusal import Refusal, refusing
 from ..stage import Stage
 from .run import STOPPED, checkpoint_of, data_of, experiment, load, load_recipe, main
-from .settings import Settings, parse, setting, to_yaml
+from .settings import Conditional, Settings, parse, setting, to_yaml
 
 __all__ = [
     "STOPPED",
+    "Conditional",
     "Refusal",
     "Settings",
     "Stage",

@@ -270,30 +270,44 @@ def test_clip_is_of_the_whole_step():
 
 def test_the_learning_rate_follows_its_schedule():
     """lr is a factor on the optimizer's own rate, keyed to the step."""
-    schedule = warmup_cosine(2, 6, final=0.1)
+    schedule = warmup_cosine(1 / 3, final=0.1)
     player, _ = linear(lr=schedule)
     rates = [logs["lr/player"].item() for _, logs in train(player, [x()], accelerator(), 6)]
-    assert rates == pytest.approx([0.1 * schedule(step) for step in range(6)])
+    assert rates == pytest.approx([0.1 * schedule(step, 6) for step in range(6)])
     assert rates[:2] == pytest.approx([0.05, 0.1]) and rates[-1] == pytest.approx(0.01)
     plain, _ = linear()
     assert [logs["lr/player"].item() for _, logs in train(plain, [x()], accelerator(), 2)] == pytest.approx([0.1, 0.1])
 
 
 def test_warmup_cosine_values():
-    """From 1/warmup up to 1, then half a cosine down to `final`, and no further."""
-    factor = warmup_cosine(4, 13)
-    assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert factor(4) == 1.0 and factor(8) == pytest.approx(0.5) and factor(12) == pytest.approx(0.0)
-    assert factor(100) == pytest.approx(0.0)
-    assert warmup_cosine(0, 1)(0) == 1.0 and warmup_cosine(0, 2, final=0.5)(1) == pytest.approx(0.5)
-    for warmup, steps in ((-1, 5), (5, 5)):
-        with pytest.raises(ValueError, match=f"got warmup {warmup} and steps {steps}"):
-            warmup_cosine(warmup, steps)
+    """From 1/w up to 1 in the first share of the steps, then half a cosine down to `final`, and no further."""
+    factor = warmup_cosine(4 / 13)
+    assert [factor(step, 13) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert factor(4, 13) == 1.0 and factor(8, 13) == pytest.approx(0.5) and factor(12, 13) == pytest.approx(0.0)
+    assert factor(100, 13) == pytest.approx(0.0)
+    assert warmup_cosine(0)(0, 1) == 1.0 and warmup_cosine(0, final=0.5)(1, 2) == pytest.approx(0.5)
+    # A twentieth of 140 steps is 7, whatever 0.05 * 140 is in floating point.
+    assert all(warmup_cosine()(steps // 20 - 1, steps) == 1.0 for steps in range(20, 500, 20))
+    for warmup, final in ((-0.1, 0.0), (1.0, 0.0), (0.1, -1.0)):
+        with pytest.raises(ValueError, match=f"got warmup {warmup} and final {final}"):
+            warmup_cosine(warmup, final)
+
+
+def test_per_divides_the_loss_and_not_the_terms():
+    """`per` is a factor 1/d on the gradient; logged terms stay as the loss names them."""
+    whole, _ = linear(optimizer=Recorder)
+    divided, _ = linear(optimizer=Recorder, per=4)
+    ((_, logs),) = play(whole, [x()], 1)
+    ((_, fewer),) = play(divided, [x()], 1)
+    torch.testing.assert_close(4 * divided.optimizer.seen[0], whole.optimizer.seen[0])
+    torch.testing.assert_close(4 * fewer["loss/player"], logs["loss/player"])
+    terms = [key for key in logs if key.startswith("loss/player/")]
+    assert terms and all(torch.equal(fewer[key], logs[key]) for key in terms)
 
 
 def test_the_factor_is_of_the_first_rate_however_often_it_is_trained():
     """Training on does not compound the factors."""
-    player, _ = linear(lr=lambda step: 0.5)
+    player, _ = linear(lr=lambda step, steps: 0.5)
     for _ in range(2):
         ((_, logs),) = play(player, [x()], 1)
         assert logs["lr/player"].item() == pytest.approx(0.05)
@@ -328,7 +342,7 @@ def test_start_goes_on_where_it_was():
         steps.append(step)
         return Terms(a=layer(x)[:, 0].square())
 
-    player, layer = linear(loss=loss, lr=lambda step: 1.0 / (step + 1))
+    player, layer = linear(loss=loss, lr=lambda step, steps: 1.0 / (step + 1))
     logged = play(player, [x()], 5, start=3)
     assert [n for n, _ in logged] == [4, 5] and steps == [3, 4]
     assert [logs["lr/player"].item() for _, logs in logged] == pytest.approx([0.1 / 4, 0.1 / 5])

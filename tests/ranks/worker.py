@@ -200,7 +200,7 @@ def saved():
 
 def rates():
     """Learning rates of six steps."""
-    player, _ = linear(lr=lambda step: 1.0 / (step + 1))
+    player, _ = linear(lr=lambda step, steps: 1.0 / (step + 1))
     return [logs["lr/player"].item() for _, logs in train(player, [torch.ones(2, 2)], fresh(2), 6)]
 
 

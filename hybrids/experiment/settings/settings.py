@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from ...data import Data
 from ...own import is_own
 from ...refusal import Refusal, is_main
 from .fields import setting, settings_of
 from .sources import help_text, read_arguments, read_file
 
-__all__ = ["Settings", "parse", "to_yaml"]
+__all__ = ["Conditional", "Settings", "parse", "to_yaml"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -90,6 +91,20 @@ class Settings:
         if self.overwrite and self.resume == "auto":
             errors.append("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
         return errors
+
+
+@dataclass
+class Conditional(Settings):
+    """The settings of a recipe that can learn p(x|label)."""
+
+    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
+    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
+
+    def classes(self, data: Data) -> int | None:
+        """Return how many labels the networks take, or None. Raises ValueError where the data have none to take."""
+        if self.conditional and not data.classes:
+            raise ValueError(f"--conditional needs labels; --data {data.name} has none")
+        return data.classes if self.conditional else None
 
 
 def parse(cls: type[S], argv: Sequence[str] | None, recipe: str) -> S:
