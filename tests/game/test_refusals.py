@@ -136,7 +136,7 @@ def test_a_player_that_cannot_play_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 1e-3}, r"lr must be a function \(step, steps\) .*; got 0.001: the rate itself goes in optimizer=partial"),
+        ({"lr": 1e-3}, r"lr must be a function \(step, steps\) .*; got 0.001: the rate itself goes in optimizer="),
         ({"optimizer": SGD(nn.Linear(2, 1).parameters())}, "optimizer must be a function of parameters, .* a SGD"),
         ({"moves": nn.Linear(2, 1)}, r"moves must be a list of modules, such as \[model\]; got a Linear"),
         ({"moves": nn.Linear(2, 1).parameters()}, "moves must hold modules, .*; got a Parameter"),
