@@ -1,29 +1,61 @@
-"""A generative adversarial network: Goodfellow 2014, 1406.2661; with R1 (Mescheder 2018), or as R3GAN (Huang 2024)."""
+"""Generative adversarial network (GAN): Goodfellow 2014, 1406.2661; by default as R3GAN, Huang 2024, 2501.05441.
+
+z ~ N(0, I);  G(z) = generator(z);  D(x) = discriminator(x), a logit
+critic:     minimize  E softplus(D(G(z)) - D(x)) + γ/2 (E‖∇D(x)‖² + E‖∇D(G(z))‖²)     R1 and R2: Mescheder 2018
+generator:  minimize  E softplus(D(x) - D(G(z)))
+that is the relativistic pair of losses; others are settings
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
 from torch.optim import Adam
 
-from components.conditions import drop
 from components.decoders import DeltaHead, MLPDecoder, ResidualDecoder
 from components.discriminators import MLPDiscriminator, ResidualDiscriminator
-from hybrids import GAN, Critic, Player, experiment, warmup_cosine
-from hybrids.batch import Batch, unpack
+from hybrids import GAN, Batch, Critic, Player, Terms, experiment, unpack, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 
 
+def players(gan: GAN, s: Settings, data: Data) -> list[Player]:
+    def judge(batch: Batch, step: int) -> Terms:
+        x, cond = unpack(batch, s.label_dropout, data.classes)
+        return gan.judge(x, cond, step)
+
+    def fool(batch: Batch) -> Terms:
+        x, cond = unpack(batch, s.label_dropout, data.classes)
+        return gan.loss(x, cond)
+
+    # No momentum: each player answers the other's last move.
+    adam, decay = partial(Adam, lr=s.lr, betas=(0.0, 0.99)), warmup_cosine(0, final=s.final_lr)
+    return [
+        Player(judge, moves=[gan.critic], optimizer=adam, lr=decay, name="critic"),
+        Player(fool, moves=[gan.generator], optimizer=adam, lr=decay, name="generator"),
+    ]
+
+
+def networks(s: Settings, data: Data) -> GAN:
+    classes, head = s.classes(data), DeltaHead(bounded=data.is_image)
+    critics = {"spectral_norm": s.spectral_norm, "num_classes": classes}
+    if data.is_image and not s.flat:
+        generator = ResidualDecoder(s.latent, data.shape, head, s.width, num_classes=classes)
+        discriminator = ResidualDiscriminator(data.shape, s.width, **critics)
+    else:
+        generator = MLPDecoder(s.latent, data.shape, head, 8 * s.width, num_classes=classes)
+        discriminator = MLPDiscriminator(data.shape, 8 * s.width, **critics)
+    return GAN(generator, Critic(discriminator, s.loss, s.r1, s.r2, s.lazy, s.gp), s.latent)
+
+
 @dataclass
-class Settings(experiment.Settings):
+class Settings(experiment.Conditional):
     steps: int = 3000
     latent: int = setting(64, "Dimensions of z.", at_least=1)
     flat: bool = setting(False, "MLPs for images too, of eight times width units; points always have them.")
     width: int = setting(16, "Channels at the highest resolution; an MLP has eight times as many units.", at_least=8)
-    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
-    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     loss: Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"] = setting(
         "relativistic", "The pair of losses."
     )
@@ -36,35 +68,9 @@ class Settings(experiment.Settings):
     final_lr: float = setting(0.1, "The last learning rate, as a share of the first.", at_least=0, at_most=1)
 
 
-def build(settings: Settings, data: Data) -> list[Stage]:
-    if settings.conditional and not data.classes:
-        raise ValueError(f"--conditional needs labels; --data {data.name} has none")
-    classes = data.classes if settings.conditional else None
-    head, norm = DeltaHead(bounded=data.is_image), settings.spectral_norm
-    if data.is_image and not settings.flat:
-        generator = ResidualDecoder(settings.latent, data.shape, head, settings.width, num_classes=classes)
-        discriminator = ResidualDiscriminator(data.shape, settings.width, spectral_norm=norm, num_classes=classes)
-    else:
-        width = 8 * settings.width
-        generator = MLPDecoder(settings.latent, data.shape, head, width, num_classes=classes)
-        discriminator = MLPDiscriminator(data.shape, width, spectral_norm=norm, num_classes=classes)
-    critic = Critic(discriminator, settings.loss, settings.r1, settings.r2, settings.lazy, settings.gp)
-    gan = GAN(generator, critic, settings.latent)
-
-    def seen(batch: Batch) -> tuple[Tensor, Tensor | None]:
-        x, cond = unpack(batch)
-        return x, drop(cond, settings.label_dropout, classes)
-
-    common = {
-        # No momentum: each player answers the other's last move.
-        "optimizer": partial(Adam, lr=settings.lr, betas=(0.0, 0.99)),
-        "lr": warmup_cosine(0, final=settings.final_lr),
-    }
-    players = [
-        Player(lambda b, step: gan.judge(*seen(b), step=step), moves=[critic], name="critic", **common),
-        Player(lambda b: gan.loss(*seen(b)), moves=[generator], name="generator", **common),
-    ]
-    return [Stage("gan", gan, players, conditional=settings.conditional)]
+def build(s: Settings, data: Data) -> list[Stage]:
+    gan = networks(s, data)
+    return [Stage("gan", gan, players(gan, s, data), conditional=s.conditional)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""A hierarchical VAE with a top-down ladder of latents: NVAE (Vahdat & Kautz 2020, 2007.03898), VDVAE (Child 2020)."""
+"""Hierarchical VAE with a top-down ladder: NVAE, Vahdat & Kautz 2020, 2007.03898; VDVAE, Child 2020, 2011.10650.
+
+z_1, …, z_L from the lowest resolution to the highest;  q(z_l|z_<l, x);  p(z_l|z_<l);  p(x|z) = decoder(z)
+minimize  (E_q[-log p(x|z)] + β Σ_l KL(q(z_l|z_<l, x) ‖ p(z_l|z_<l))) / d          d: dimensions of x
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +27,31 @@ from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 
 
+def players(vae: HierarchicalVAE, s: Settings, data: Data) -> list[Player]:
+    adamw = partial(AdamW, lr=s.lr)
+    return [Player(vae.loss, [vae], optimizer=adamw, lr=warmup_cosine(), clip=s.clip, per=data.dimensions, name="vae")]
+
+
+def networks(s: Settings, data: Data) -> HierarchicalVAE:
+    p_x = head(s.likelihood, data)
+    if data.is_image:
+        ladder = convolutional_ladder(data.shape, s.levels, s.latent, s.width, s.blocks)
+        decoder = ResidualDecoder(ladder.state, data.shape, p_x, s.width)
+    else:
+        ladder = dense_ladder(data.dimensions, s.levels, s.latent, 4 * s.width)
+        decoder = MLPDecoder(4 * s.width, data.dimensions, p_x, 4 * s.width)
+    return HierarchicalVAE(ladder.levels, decoder, ladder.encoder, s.beta, s.free_bits)
+
+
+def head(likelihood: str, data: Data) -> nn.Module:
+    if likelihood == "normal" or (likelihood == "none" and data.grey_levels is None):
+        return NormalHead("learned")
+    if data.grey_levels is None:
+        raise ValueError(f"--likelihood {likelihood} is of grey levels; --data {data.name} is continuous: use normal")
+    heads = {"categorical": CategoricalHead, "mixture": LogisticMixtureHead}
+    return heads.get(likelihood, LogisticHead)(data.grey_levels)
+
+
 @dataclass
 class Settings(experiment.Settings):
     digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
@@ -41,34 +72,9 @@ class Settings(experiment.Settings):
     clip: float = setting(1.0, "Largest norm of the gradient of the loss in nats/dim.", above=0)
 
 
-def head(likelihood: str, data: Data) -> nn.Module:
-    if likelihood == "normal" or (likelihood == "none" and data.grey_levels is None):
-        return NormalHead("learned")
-    if data.grey_levels is None:
-        raise ValueError(f"--likelihood {likelihood} is of grey levels; --data {data.name} is continuous: use normal")
-    heads = {"categorical": CategoricalHead, "mixture": LogisticMixtureHead}
-    return heads.get(likelihood, LogisticHead)(data.grey_levels)
-
-
-def build(settings: Settings, data: Data) -> list[Stage]:
-    p_x = head(settings.likelihood, data)
-    if data.is_image:
-        ladder = convolutional_ladder(data.shape, settings.levels, settings.latent, settings.width, settings.blocks)
-        decoder = ResidualDecoder(ladder.state, data.shape, p_x, settings.width)
-    else:
-        width = 4 * settings.width
-        ladder = dense_ladder(data.dimensions, settings.levels, settings.latent, width)
-        decoder = MLPDecoder(width, data.dimensions, p_x, width)
-    model = HierarchicalVAE(ladder.levels, decoder, ladder.encoder, settings.beta, settings.free_bits)
-    player = Player(
-        lambda x: (1 / data.dimensions) * model.loss(x),
-        moves=[model],
-        optimizer=partial(AdamW, lr=settings.lr),
-        clip=settings.clip,
-        lr=warmup_cosine(),
-        name="vae",
-    )
-    return [Stage("hierarchical_vae", model, [player])]
+def build(s: Settings, data: Data) -> list[Stage]:
+    vae = networks(s, data)
+    return [Stage("hierarchical_vae", vae, players(vae, s, data))]
 
 
 if __name__ == "__main__":

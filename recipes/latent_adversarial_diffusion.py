@@ -1,15 +1,18 @@
 """All three at once: a VAE whose latents are made in four steps by a denoising diffusion GAN: sharp, covering, quick.
 
-The VAE (Kingma & Welling 2013, 1312.6114) is trained first, with a small rate; then a diffusion of its latents whose
-denoiser is a generator and meets a critic (Xiao 2021, 2112.07804; in latent space as Rombach 2022, 2112.10752).
+stage 1   the VAE (Kingma & Welling 2013, 1312.6114):  minimize  (E_q[-log p(x|z)] + β KL(q(z|x) ‖ N(0, I))) / d
+stage 2   a denoising diffusion GAN (Xiao 2021, 2112.07804) of its latents w = (z - shift) · scale:
+          s = t - 1/T;  w_s ~ q(w_s|w);  w_t ~ q(w_t|w_s);  w'_s ~ q(w_s|w_t, G(w_t, noise, t))
+critic:     minimize  E[-log D(w_s, w_t, t)] + E[-log(1 - D(w'_s, w_t, t))] + γ/2 E‖∇D(w_s, w_t, t)‖²
+generator:  minimize  E[-log D(w'_s, w_t, t)]
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import nn
 from torch.optim import Adam, AdamW
 
 from components.backbones import MLP, Stochastic, UNet
@@ -24,9 +27,53 @@ from hybrids.data import Data
 from hybrids.experiment import Stage, setting
 
 
+def players(model: LatentModel, s: Settings, data: Data) -> tuple[list[Player], list[Player]]:
+    vae, gan = model.first, model.second
+
+    def judge(batch: Batch, step: int) -> Terms:
+        w, cond = model.latent_batch(batch)
+        return gan.judge(w, cond, step)
+
+    adamw = partial(AdamW, lr=s.lr)
+    one = Player(vae.loss, vae.moved, optimizer=adamw, lr=warmup_cosine(), clip=1.0, per=data.dimensions, name="vae")
+    # No momentum: each player answers the other's last move.
+    adam, decay = partial(Adam, betas=(0.0, 0.99)), warmup_cosine(0, final=0.02)
+    two = [
+        Player(judge, [gan.critic], optimizer=partial(adam, lr=s.critic_lr), lr=decay, name="critic"),
+        Player(model.latent_loss, [gan.denoiser], optimizer=partial(adam, lr=s.game_lr), lr=decay, name="generator"),
+    ]
+    return [one], two
+
+
+def networks(s: Settings, data: Data) -> LatentModel:
+    classes, vae = s.classes(data), autoencoder(s, data)
+    shape, pairs = vae.latent, {"num_classes": classes, "timed": s.timesteps > 1}
+    if len(shape) == 1:
+        backbone = MLP(*shape, 10 * s.width, num_classes=classes)
+        discriminator = MLPDiscriminator(*shape, 20 * s.width, depth=4, given_features=shape[0], **pairs)
+    else:
+        backbone = UNet(shape, 2 * s.width, num_classes=classes)
+        discriminator = ResidualDiscriminator(shape, 2 * s.width, given_channels=shape[0], **pairs)
+    denoiser = Denoiser(Stochastic(backbone, s.noise), CosineSchedule(), "sample")
+    critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), s.loss, s.r1, s.r2)
+    gan = AdversarialDiffusion(denoiser, critic, shape, s.timesteps, s.noise)
+    return LatentModel(vae, gan, num_classes=classes, label_dropout=s.label_dropout)
+
+
+def autoencoder(s: Settings, data: Data) -> Autoencoder:
+    head = NormalHead(s.sigma if data.is_image else "learned")
+    if s.flat or not data.is_image:
+        encoder = MLPEncoder(data.shape, s.latent, 10 * s.width)
+        return Autoencoder(encoder, MLPDecoder(s.latent, data.shape, head, 10 * s.width), beta=s.beta)
+    side = max(4, data.shape[-1] // 4)
+    encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
+    return Autoencoder(encoder, ResidualDecoder(encoder.latent, data.shape, head, s.width), beta=s.beta)
+
+
 @dataclass
-class Settings(experiment.Settings):
+class Settings(experiment.Conditional):
     structural: ClassVar[tuple[str, ...]] = ("timesteps",)
+
     steps: int = 4000
     batch_size: int = 128
     first_steps: int | None = setting(None, "Steps of the VAE; none: --steps.", at_least=1)
@@ -40,68 +87,16 @@ class Settings(experiment.Settings):
     loss: Literal["non_saturating", "relativistic"] = setting("non_saturating", "The pair of losses.")
     r1: float = setting(0.5, "γ of R1, on the critic's less noisy latent.", at_least=0)
     r2: float = setting(0.0, "γ of R2, the same on fakes; with relativistic, as much as γ of R1.", at_least=0)
-    conditional: bool = setting(False, "Learn p(x|label), and p(x) beside it.")
-    label_dropout: float = setting(0.1, "Share of examples that are learned without their label.", at_least=0, below=1)
     lr: float = setting(1e-3, "Learning rate of the VAE, after a warm-up, then decayed by a cosine.", above=0)
     game_lr: float = setting(4e-4, "Learning rate of the generator, decayed by a cosine to a fiftieth.", above=0)
     critic_lr: float = setting(1.6e-3, "Learning rate of the critic, decayed alike.", above=0)
 
 
-def autoencoder(s: Settings, data: Data) -> Autoencoder:
-    head = NormalHead(s.sigma if data.is_image else "learned")
-    if s.flat or not data.is_image:
-        encoder = MLPEncoder(data.shape, s.latent, 10 * s.width)
-        return Autoencoder(encoder, MLPDecoder(s.latent, data.shape, head, 10 * s.width), beta=s.beta)
-    side = max(4, data.shape[-1] // 4)
-    encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
-    return Autoencoder(encoder, ResidualDecoder(encoder.latent, data.shape, head, s.width), beta=s.beta)
-
-
-def latent_gan(s: Settings, shape: tuple[int, ...], classes: int | None) -> AdversarialDiffusion:
-    of_pairs = {"num_classes": classes, "timed": s.timesteps > 1}
-    if len(shape) == 1:
-        backbone = MLP(*shape, 10 * s.width, num_classes=classes)
-        discriminator = MLPDiscriminator(*shape, 20 * s.width, depth=4, given_features=shape[0], **of_pairs)
-    else:
-        backbone = UNet(shape, 2 * s.width, num_classes=classes)
-        discriminator = ResidualDiscriminator(shape, 2 * s.width, given_channels=shape[0], **of_pairs)
-    denoiser = Denoiser(Stochastic(backbone, s.noise), CosineSchedule(), "sample")
-    critic = Critic(NoiseOfPair(discriminator, denoiser.schedule, s.timesteps), s.loss, s.r1, s.r2)
-    return AdversarialDiffusion(denoiser, critic, shape, s.timesteps, s.noise)
-
-
-def build(settings: Settings, data: Data) -> list[Stage]:
-    s = settings
-    if s.conditional and not data.classes:
-        raise ValueError(f"--conditional needs labels; --data {data.name} has none")
-    classes = data.classes if s.conditional else None
-    vae = autoencoder(s, data)
-    gan = latent_gan(s, vae.latent, classes)
-    model = LatentModel(vae, gan, num_classes=classes, label_dropout=s.label_dropout)
-    steps = s.first_steps or s.steps
-
-    def judge(batch: Batch, step: int) -> Terms:
-        return gan.judge(*model.latent_batch(batch), step=step)
-
-    def opponent(loss: Callable[..., Terms], module: nn.Module, lr: float, name: str) -> Player:
-        # No momentum: each player answers the other's last move.
-        optimizer = partial(Adam, lr=lr, betas=(0.0, 0.99))
-        return Player(loss, [module], optimizer=optimizer, lr=warmup_cosine(0, final=0.02), name=name)
-
-    code = Player(
-        lambda x: (1 / data.dimensions) * vae.loss(x),
-        moves=vae.moved,
-        optimizer=partial(AdamW, lr=s.lr),
-        clip=1.0,
-        lr=warmup_cosine(),
-        name="vae",
-    )
-    game = [
-        opponent(judge, gan.critic, s.critic_lr, "critic"),
-        opponent(model.latent_loss, gan.denoiser, s.game_lr, "generator"),
-    ]
-    cached = {"batches": lambda: model.cache(data), "still": (vae,), "conditional": s.conditional}
-    return [Stage("vae", vae, [code], steps=steps), Stage("latents", model, game, **cached)]
+def build(s: Settings, data: Data) -> list[Stage]:
+    model = networks(s, data)
+    one, two = players(model, s, data)
+    latents = {"batches": lambda: model.cache(data), "still": (model.first,), "conditional": s.conditional}
+    return [Stage("vae", model.first, one, steps=s.first_steps), Stage("latents", model, two, **latents)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
-"""Latent diffusion: Rombach 2022, 2112.10752: an autoencoder with KL, VQ or FSQ, then a diffusion of its latents."""
+"""Latent diffusion: Rombach 2022, 2112.10752: an autoencoder with KL, VQ or FSQ, then a diffusion of its latents.
+
+stage 1   z ~ q(z|x) = encoder(x);  x̂ = decoder(z)
+          minimize  (-log N(x; x̂, σ² I) + β KL(q(z|x) ‖ N(0, I)) + a LPIPS(x, x̂) - b λ D(x̂)) / d
+          λ: the adaptive weight of VQ-GAN (Esser 2021, 2012.09841, equation 7)
+stage 2   w = (z - shift) · scale;  w_t = (1 - t) w + t ε;  minimize  ‖(ε - w) - v_θ(w_t, t)‖² / k
+sample    w_0 from w_1 = ε along v_θ;  x = decoder(w_0 / scale + shift)
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -19,14 +27,69 @@ from components.losses import Perceptual, hinge
 from components.samplers import Sampler
 from components.schedules import CosineSchedule, FlowSchedule
 from components.text import Captioned, CharacterEncoder, HuggingFaceText, digit_names
-from hybrids import Autoencoder, Critic, Diffusion, LatentModel, Player, Terms, experiment, warmup_cosine
+from hybrids import Autoencoder, Critic, Diffusion, LatentModel, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
+
+
+def players(model: LatentModel, s: Settings, data: Data) -> tuple[list[Player], list[Player]]:
+    first, text = model.first, model.condition
+    player = partial(Player, optimizer=partial(AdamW, lr=s.lr), lr=warmup_cosine(), clip=1.0)
+    one = [player(first.loss, first.moved, per=data.dimensions, name="autoencoder")]
+    if first.critic is not None:
+        one.append(player(first.judge, [first.critic], name="critic"))
+    moves = [model.second] if text is None else [model.second, text]
+    two = [player(model.latent_loss, moves, per=math.prod(first.latent), name="latents")]
+    return one, two
+
+
+def networks(s: Settings, data: Data) -> LatentModel:
+    first = autoencoder(s, data)
+    text = captions(s, data) if s.condition == "text" else None
+    classes = data.classes if s.condition == "label" else None
+    if len(first.latent) == 1:
+        backbone = MLP(s.latent, 20 * s.width, num_classes=classes)
+    else:
+        backbone = UNet(first.latent, 2 * s.width, num_classes=classes, context=text and text.features)
+    noise = (FlowSchedule(), "flow") if s.second == "flow" else (CosineSchedule(15.0, -15.0), "v_prediction")
+    sampler = Sampler("ddim", s.sample_steps, guidance_scale=s.guidance_scale)
+    second = Diffusion(Denoiser(backbone, *noise), first.latent, sampler=sampler)
+    return LatentModel(first, second, text, classes, s.label_dropout)
+
+
+def autoencoder(s: Settings, data: Data) -> Autoencoder:
+    head = NormalHead(s.sigma if data.is_image else "learned")
+    if s.flat or not data.is_image:
+        encoder = MLPEncoder(data.shape, s.latent, 20 * s.width)
+        decoder = MLPDecoder(s.latent, data.shape, head, 20 * s.width)
+    else:
+        side = max(4, data.shape[-1] // 4)
+        encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
+        decoder = ResidualDecoder((s.latent, side, side), data.shape, head, s.width)
+    bottleneck = {"kl": lambda: None, "vq": lambda: VQ(s.codes, s.latent), "fsq": lambda: FSQ((5,) * s.latent)}
+    return Autoencoder(
+        encoder,
+        decoder,
+        bottleneck[s.bottleneck](),
+        beta=s.beta if s.bottleneck == "kl" else None,
+        perceptual=Perceptual.random(data.shape[0]) if s.perceptual else None,
+        perceptual_weight=s.perceptual,
+        critic=Critic(PatchDiscriminator(data.shape[0], s.width), hinge) if s.critic else None,
+        critic_weight=s.critic,
+        critic_start=s.critic_start,
+        critic_warmup=s.critic_start,
+    )
+
+
+def captions(s: Settings, data: Data) -> nn.Module:
+    encoder = HuggingFaceText(s.text_encoder) if s.text_encoder else CharacterEncoder()
+    return Captioned(data.class_names or digit_names(data.classes), encoder)
 
 
 @dataclass
 class Settings(experiment.Settings):
     structural: ClassVar[tuple[str, ...]] = ("bottleneck", "second", "condition")
+
     steps: int = 1500
     first_steps: int | None = setting(None, "Steps of the autoencoder; none: --steps.", at_least=1)
     flat: bool = setting(False, "Vectors as latents, and MLPs; always for points.")
@@ -38,7 +101,7 @@ class Settings(experiment.Settings):
     sigma: float = setting(0.14, "σ of p(x|z) = N(x̂, σ²) of images; points learn theirs.", above=0)
     perceptual: float = setting(0.0, "Weight of a perceptual distance, by random features: untrained.", at_least=0)
     critic: float = setting(0.0, "Weight of a patch critic, times its adaptive one; 0: no critic.", at_least=0)
-    critic_start: int = setting(500, "Steps before the critic is heard, and of its weight's rise.", at_least=0)
+    critic_start: int = setting(500, "Steps without the critic's term, and of its weight's rise after.", at_least=0)
     second: Literal["flow", "diffusion"] = setting("flow", "Rectified flow, or v on a cosine schedule.")
     condition: Literal["none", "label", "text"] = setting("none", "Learn p(x|label), by number or by name in words.")
     text_encoder: str | None = setting(None, "One of Hugging Face's, by name; none: characters, learned along.")
@@ -58,60 +121,24 @@ class Settings(experiment.Settings):
         return errors
 
 
-def build(settings: Settings, data: Data) -> list[Stage]:
-    s, flat = settings, settings.flat or not data.is_image
+def build(s: Settings, data: Data) -> list[Stage]:
     if not data.is_image and (s.bottleneck != "kl" or s.condition == "text" or s.perceptual or s.critic):
         raise ValueError(f"codes, --condition text, --perceptual and --critic want images; {data.name} is points")
     if s.condition != "none" and not data.classes:
         raise ValueError(f"--condition {s.condition} needs labels; --data {data.name} has none")
-    head = NormalHead(s.sigma if data.is_image else "learned")
-    if flat:
-        encoder = MLPEncoder(data.shape, s.latent, 20 * s.width)
-        decoder = MLPDecoder(s.latent, data.shape, head, 20 * s.width)
-    else:
-        side = max(4, data.shape[-1] // 4)
-        encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
-        decoder = ResidualDecoder((s.latent, side, side), data.shape, head, s.width)
-    codes = {"kl": lambda: None, "vq": lambda: VQ(s.codes, s.latent), "fsq": lambda: FSQ((5,) * s.latent)}
-    first = Autoencoder(
-        encoder,
-        decoder,
-        codes[s.bottleneck](),
-        beta=s.beta if s.bottleneck == "kl" else None,
-        perceptual=Perceptual.random(data.shape[0]) if s.perceptual else None,
-        perceptual_weight=s.perceptual,
-        critic=Critic(PatchDiscriminator(data.shape[0], s.width), hinge) if s.critic else None,
-        critic_weight=s.critic,
-        critic_start=s.critic_start,
-        critic_warmup=s.critic_start,
-    )
-    classes = data.classes if s.condition == "label" else None
-    text = None
-    if s.condition == "text":
-        encoder = HuggingFaceText(s.text_encoder) if s.text_encoder else CharacterEncoder()
-        text = Captioned(data.class_names or digit_names(data.classes), encoder)
-    if flat:
-        backbone = MLP(s.latent, 20 * s.width, num_classes=classes)
-    else:
-        backbone = UNet(first.latent, 2 * s.width, num_classes=classes, context=text and text.features)
-    noise = (FlowSchedule(), "flow") if s.second == "flow" else (CosineSchedule(15.0, -15.0), "v_prediction")
-    sampler = Sampler("ddim", s.sample_steps, guidance_scale=s.guidance_scale)
-    second = Diffusion(Denoiser(backbone, *noise), first.latent, sampler=sampler)
-    model = LatentModel(first, second, text, classes, s.label_dropout)
-
-    def player(name: str, loss: Callable[..., Terms], moves: list[nn.Module], steps: int) -> Player:
-        lr = warmup_cosine()
-        return Player(loss, moves, optimizer=partial(AdamW, lr=s.lr), clip=1.0, lr=lr, name=name)
-
-    d, k = data.dimensions, math.prod(first.latent)
-    steps = s.first_steps or s.steps
-    players = [player("autoencoder", lambda x, step: (1 / d) * first.loss(x, step=step), first.moved, steps)]
-    if first.critic is not None:
-        players.append(player("critic", first.judge, [first.critic], steps))
-    moves = [second] if text is None else [second, text]
-    latents = player("latents", lambda batch: (1 / k) * model.latent_loss(batch), moves, s.steps)
-    cached = {"batches": lambda: model.cache(data), "still": (first,), "conditional": s.condition != "none"}
-    return [Stage("autoencoder", first, players, steps=steps), Stage("latents", model, [latents], **cached)]
+    model = networks(s, data)
+    one, two = players(model, s, data)
+    return [
+        Stage("autoencoder", model.first, one, steps=s.first_steps),
+        Stage(
+            "latents",
+            model,
+            two,
+            batches=lambda: model.cache(data),
+            still=(model.first,),
+            conditional=s.condition != "none",
+        ),
+    ]
 
 
 if __name__ == "__main__":

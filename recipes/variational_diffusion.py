@@ -1,4 +1,11 @@
-"""Variational diffusion: Kingma 2021, 2107.00630; the likelihood in continuous time, with a learned schedule."""
+"""Variational diffusion: Kingma 2021, 2107.00630: the likelihood in continuous time, with a learned schedule.
+
+λ_t = log(α_t²/σ_t²), a monotone network of t;  x_t = α_t x + σ_t ε,  ε ~ N(0, I),  t ~ U(0, 1)
+minimize  (KL(q(x_1|x) ‖ N(0, I)) - ½ λ'_t ‖ε - ε_θ(x_t, t)‖² - log p(x|x_0)) / d     equations 11 and 17
+inside, λ minimizes the variance of the second term, on which its mean does not depend
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,13 +14,72 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import AdamW
 
-from components.backbones import MLP, UNet
+from components.backbones import MLP, UNet, multipliers_to
 from components.denoisers import Denoiser, GreyLevels, log_marginals
 from components.samplers import Sampler
 from components.schedules import LearnedSchedule, LogSNRLinearSchedule
 from hybrids import Diffusion, Player, experiment, warmup_cosine
 from hybrids.data import Data
 from hybrids.experiment import Stage, setting
+
+
+def players(model: Diffusion, s: Settings, data: Data) -> list[Player]:
+    adamw, d = partial(AdamW, lr=s.lr), data.dimensions
+    return [Player(model.loss, [model], optimizer=adamw, lr=warmup_cosine(), clip=s.clip, per=d, name="denoiser")]
+
+
+def networks(s: Settings, data: Data) -> Diffusion:
+    grid = s.prediction == "grid" or (s.prediction == "none" and few_levels(data))
+    if grid and data.grey_levels is None:
+        raise ValueError(f"--prediction grid is of grey levels; --data {data.name} is continuous: use epsilon")
+    if s.learn_endpoints and data.grey_levels is None:
+        raise ValueError(f"--learn-endpoints: the likelihood of --data {data.name}, a density, would have λ_0 run away")
+    if s.schedule == "learned":
+        schedule = LearnedSchedule(*endpoints(data), s.learn_endpoints)
+    else:
+        schedule = LogSNRLinearSchedule(*endpoints(data))
+    backbone: nn.Module
+    # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
+    octaves = range(5) if not data.is_image else (2, 3) if few_levels(data) else (7, 8)
+    outputs = data.shape[0] * (data.grey_levels if grid else 1)
+    if data.is_image and not s.flat:
+        backbone = UNet(
+            data.shape,
+            s.width,
+            multipliers_to(4, data.shape),
+            s.blocks,
+            dropout=s.dropout,
+            out_channels=outputs,
+            fourier=octaves,
+        )
+    else:
+        units = (10 if data.is_image else 4) * s.width
+        backbone = MLP(data.shape, units, fourier=octaves, out_features=outputs)
+    if grid:
+        # A loaded run has no examples, and no need of them: the marginals are saved with it.
+        some = None if data.x is None else data.decode(data.x[:: -(-len(data) // 10_000)])
+        marginals = None if some is None else log_marginals(some, data.grey_levels)
+        prediction = GreyLevels(data.shape, data.grey_levels, marginals)
+    else:
+        prediction = "epsilon" if s.prediction == "none" else s.prediction
+    return Diffusion(
+        Denoiser(backbone, schedule, prediction),
+        data.shape,
+        grey_levels=data.grey_levels,
+        weighting="likelihood",
+        sampler=Sampler(steps=s.sample_steps),
+    )
+
+
+def endpoints(data: Data) -> tuple[float, float]:
+    """Return λ_0 and λ_1: at t = 0 a grey level, or σ of the 25 Gaussians, stands clear of the noise."""
+    if not data.is_image:
+        return 10.0, -6.0
+    return (9.0, -6.0) if few_levels(data) else (13.3, -5.0)
+
+
+def few_levels(data: Data) -> bool:
+    return data.grey_levels is not None and data.grey_levels <= 32
 
 
 @dataclass
@@ -24,9 +90,10 @@ class Settings(experiment.Settings):
     steps: int = 1000
     batch_size: int = 128
     prediction: Literal["grid", "epsilon", "v_prediction", "none"] = setting(
-        "none", "What the network predicts; grid: a correction to Bayes' rule on grey levels. none: grid for at most "
-        "32 levels, else epsilon."
-    )  # fmt: skip
+        "none",
+        "What the network predicts; grid: a correction to Bayes' rule on grey levels. none: grid for at most 32 "
+        "levels, else epsilon.",
+    )
     schedule: Literal["learned", "linear"] = setting("learned", "λ_t: a monotone network, or a straight line.")
     learn_endpoints: bool = setting(False, "Learn the ends of λ_t too; on continuous data they would run away.")
     sample_steps: int = setting(250, "Steps of the sampler.", at_least=1)
@@ -48,61 +115,9 @@ class Settings(experiment.Settings):
         return errors
 
 
-def ends(data: Data) -> tuple[float, float]:
-    """λ at t = 0 and at t = 1: at the first, a grey level, or σ of the 25 Gaussians, stands clear of the noise."""
-    if not data.is_image:
-        return 10.0, -6.0
-    return (9.0, -6.0) if few(data) else (13.3, -5.0)
-
-
-def few(data: Data) -> bool:
-    return data.grey_levels is not None and data.grey_levels <= 32
-
-
-def build(settings: Settings, data: Data) -> list[Stage]:
-    grid = settings.prediction == "grid" or (settings.prediction == "none" and few(data))
-    if grid and data.grey_levels is None:
-        raise ValueError(f"--prediction grid is of grey levels; --data {data.name} is continuous: use epsilon")
-    if settings.learn_endpoints and data.grey_levels is None:
-        raise ValueError(f"--learn-endpoints: the likelihood of --data {data.name}, a density, would have λ_0 run away")
-    if settings.schedule == "learned":
-        schedule = LearnedSchedule(*ends(data), settings.learn_endpoints)
-    else:
-        schedule = LogSNRLinearSchedule(*ends(data))
-    backbone: nn.Module
-    # Octaves of the input tell its grey levels apart: VDM's 7 and 8 are for 256 of them.
-    octaves = range(5) if not data.is_image else (2, 3) if few(data) else (7, 8)
-    outputs = data.shape[0] * (data.grey_levels if grid else 1)
-    if data.is_image and not settings.flat:
-        multipliers = [1] + [2] * (data.shape[-1].bit_length() - 3)  # down to 4 × 4
-        backbone = UNet(data.shape, settings.width, multipliers, settings.blocks, dropout=settings.dropout,
-                        out_channels=outputs, fourier=octaves)  # fmt: skip
-    else:
-        units = (10 if data.is_image else 4) * settings.width
-        backbone = MLP(data.shape, units, fourier=octaves, out_features=outputs)
-    if grid:
-        # A loaded run has no examples, and no need of them: the marginals are saved with it.
-        some = None if data.x is None else data.decode(data.x[:: -(-len(data) // 10_000)])
-        marginals = None if some is None else log_marginals(some, data.grey_levels)
-        prediction = GreyLevels(data.shape, data.grey_levels, marginals)
-    else:
-        prediction = "epsilon" if settings.prediction == "none" else settings.prediction
-    model = Diffusion(
-        Denoiser(backbone, schedule, prediction),
-        data.shape,
-        grey_levels=data.grey_levels,
-        weighting="likelihood",
-        sampler=Sampler(steps=settings.sample_steps),
-    )
-    player = Player(
-        lambda x: (1 / data.dimensions) * model.loss(x),
-        moves=[model],
-        optimizer=partial(AdamW, lr=settings.lr),
-        clip=settings.clip,
-        lr=warmup_cosine(),
-        name="denoiser",
-    )
-    return [Stage("variational_diffusion", model, [player])]
+def build(s: Settings, data: Data) -> list[Stage]:
+    model = networks(s, data)
+    return [Stage("variational_diffusion", model, players(model, s, data))]
 
 
 if __name__ == "__main__":
