@@ -1,10 +1,11 @@
 """The critic: a discriminator, a pair of losses, and its penalties."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from components.losses import (
     AdversarialLoss,
@@ -34,6 +35,8 @@ class Critic(nn.Module):
         pair: the losses of both sides, from `components.losses`, or the name of one there.
         r1, r2: γ of the zero-centred penalties γ/2 ‖∇D‖² on real and on fake, in units of (data scale)²; 0 is none.
         gp: λ of the gradient penalty between real and fake, 10 with the wasserstein pair; 0 is none.
+            Steps with a penalty run without autocast, and attention by its plain kernel, which takes memory quadratic
+            in the number of tokens: fused ones cannot be differentiated twice.
         lazy: apply the penalties every so many steps, multiplied by this number (Karras 2019, 1912.04958, section 2.2).
             Relativistic pairs want 1: lazily they fail on stacked digits (Huang 2024, 2501.05441).
         augment: a differentiable function applied to real and fake alike (Zhao 2020, 2006.10738); the penalties
@@ -86,8 +89,7 @@ class Critic(nn.Module):
         due = max(self.r1, self.r2, self.gp) > 0 and (step or 0) % self.lazy == 0
         real = real.detach().requires_grad_(due and self.r1 > 0)
         fake = fake.detach().requires_grad_(due and self.r2 > 0)
-        # A penalty differentiates twice: in bf16 its gradient is noise.
-        with full_precision() if due else nullcontext():
+        with _twice_differentiable() if due else nullcontext():
             on_real, on_fake = self(real, **given), self(fake, **given)
             penalties = {
                 name: (0.5 * gamma * self.lazy, squared_gradient(logits, x))
@@ -120,6 +122,14 @@ class Critic(nn.Module):
         if real is None:
             raise ValueError(f"a critic with the {self.pair.name} pair needs fool(fake, real=x)")
         return Terms(adversarial=self.pair.generator(self(fake, **given), self(real.detach(), **given)))
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Run what a penalty differentiates twice: in full precision, as in bf16 its gradient is noise, and attention by
+    the one kernel of `scaled_dot_product_attention` whose derivative has a derivative."""
+    with full_precision(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def check_critic(critic: nn.Module) -> None:

@@ -177,6 +177,62 @@ def test_traps_18_and_32_penalties_under_bf16_autocast_are_those_without():
         torch.testing.assert_close(inside, outside, rtol=1e-6, atol=1e-6)
 
 
+class Attention(nn.Module):
+    """Attention among the rows of x, then a sum: by the fused function, or by its formula."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+        self.qkv = nn.Linear(8, 24, dtype=F64)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)
+        if self.fused:
+            return nn.functional.scaled_dot_product_attention(q, k, v).sum((1, 2, 3))
+        return (torch.softmax(q @ k.mT / 8**0.5, -1) @ v).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r2", "gp"])
+def test_penalties_differentiate_fused_attention_twice(penalty):
+    """Its flash kernel has no second derivative on a CPU; the penalty and its gradient are those of the formula."""
+    real, fake = torch.randn(2, 4, 6, 8, dtype=F64)
+    values, gradients = [], []
+    for fused in (True, False):
+        torch.manual_seed(1)
+        critic = Critic(Attention(fused), **{penalty: 2.0})
+        values.append(critic.tell(real, fake)[penalty][1])
+        gradients.append(torch.autograd.grad(values[-1].mean(), critic.discriminator.qkv.weight)[0])
+    torch.testing.assert_close(*values, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+    assert gradients[0].abs().max() > 1e-3
+
+
+def test_a_vision_transformer_of_timm_goes_with_r1():
+    import timm
+
+    net = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, num_classes=1, embed_dim=8, depth=1, num_heads=2, in_chans=1
+    )
+    critic = Critic(nn.Sequential(net, nn.Flatten(0)), r1=1.0)
+    critic.tell(*images()).total.backward()
+    assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+
+
+def test_attention_keeps_its_fused_kernels_where_no_penalty_is_due():
+    from torch.backends.cuda import flash_sdp_enabled
+
+    class Asking(Linear):
+        def forward(self, x):
+            fused.append(flash_sdp_enabled())
+            return super().forward(x)
+
+    fused: list[bool] = []
+    critic = Critic(Asking(), r1=1.0, lazy=2)
+    for step in (0, 1):
+        critic.tell(*torch.randn(2, 6, 5, dtype=F64), step=step)
+    assert fused == [False, False, True, True] and flash_sdp_enabled()
+
+
 def test_without_penalties_the_critic_runs_in_bf16():
     critic = Critic(Patches())
     dtypes = []

@@ -2,6 +2,7 @@ import pytest
 import torch
 from answers import F64
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrids.ema import EMA
 
@@ -63,6 +64,42 @@ def test_it_averages_once_an_update():
         model.set(value)
         ema.update_parameters(model)
         assert ema.module.weight[0].item() == expected
+
+
+def test_the_average_of_half_precision_weights_is_float32_and_moves():
+    """(1 - d) θ = 0.001 is rounded away from 1 in bf16, whose next number is 1.0078."""
+    model = Thing(1.0).to(torch.bfloat16)
+    model.register_parameter("other", nn.Parameter(torch.ones((), dtype=F64)))
+    ema = EMA(model, 0.999, warmup=False)
+    model.set(2.0)
+    for _ in range(100):
+        ema.update_parameters(model)
+    assert ema.module.weight.dtype == ema.module.scale.dtype == torch.float32 and ema.module.other.dtype == F64
+    assert ema.module.weight[0].item() == pytest.approx(2 - 0.999**100, rel=1e-5)
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_an_update_is_one_operation_on_all_parameters_and_a_copy_of_each_buffer():
+    """And none of the counter, whose copy to a device would wait for that (trap 39)."""
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+            names.append(function.overloadpacket.__name__)
+            return function(*arguments, **(settings or {}))
+
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(5)], nn.BatchNorm1d(3))
+    ema, names = EMA(model), []
+    with Names():
+        ema.update_parameters(model)
+    names = [name for name in names if name not in ("detach", "_local_scalar_dense")]
+    assert names == ["_foreach_lerp_", "copy_", "copy_", "copy_", "add_"]
+
+
+def test_what_is_saved_has_the_names_of_the_model_and_its_counter():
+    model = nn.Linear(2, 2)
+    state = EMA(model).state_dict()
+    assert list(state) == ["n_averaged", "module.weight", "module.bias"] and state["n_averaged"] == 1
+    assert torch.equal(EMA(model)(torch.ones(1, 2)), model(torch.ones(1, 2)))
 
 
 def test_a_saved_average_goes_on_where_it_was():

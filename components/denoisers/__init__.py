@@ -1,18 +1,10 @@
 """Denoisers: a backbone, a schedule and a prediction make p(x|x_t), and from it p(x_s|x_t)."""
 
-from .denoiser import (
-    PREDICTIONS,
-    Denoiser,
-    DenoiserWrapper,
-    Denoising,
-    Estimate,
-    Prediction,
-    Variance,
-    edm_prediction,
-)
+from .denoiser import Denoiser, DenoiserWrapper, Denoising, Variance
 from .exact import GaussianMean, MixtureMean
 from .guidance import Guided
 from .pixels import GreyLevels, log_marginals
+from .prediction import PREDICTIONS, Estimate, Prediction, edm_prediction
 from .reconstruction import (
     DenoisedReconstruction,
     GaussianReconstruction,

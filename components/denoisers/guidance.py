@@ -9,7 +9,8 @@ from torch import Tensor
 from ..conditions import Condition, masked
 from ..precision import widest
 from ..schedules import NoiseLevel, Time, over
-from .denoiser import DenoiserWrapper, Estimate
+from .denoiser import DenoiserWrapper
+from .prediction import Estimate
 
 __all__ = ["Guided"]
 
@@ -17,14 +18,16 @@ __all__ = ["Guided"]
 class Guided(DenoiserWrapper):
     """Classifier-free guidance as a denoiser, so that every sampler can use it: ε̂ = ε_∅ + s (ε_c - ε_∅).
 
-    Both predictions come from one forward of twice the batch. A learned variance is the conditional model's; an earlier
-    estimate of x is given to both. Ho & Salimans 2022, 2207.12598, eq. 6.
+    Both predictions come from one forward of twice the batch; where no example is within `interval`, the conditional
+    one alone, of the batch itself. A learned variance is the conditional model's; an earlier estimate of x is given to
+    both. Ho & Salimans 2022, 2207.12598, eq. 6.
 
     Arguments:
         denoiser: trained with dropped conditions.
         guidance_scale: s as in diffusers: 1 is the conditional model, 0 the unconditional one, above 1 it extrapolates
             (w = s - 1 in Ho & Salimans).
-        interval: the times in which it guides; s = 1 elsewhere (Kynkäänniemi 2024, 2404.07724).
+        interval: the times in which it guides, both ends included; s = 1 elsewhere (Kynkäänniemi 2024, 2404.07724).
+            To decide, each call waits for t, if that is on another device; with (0, 1) none does.
         rescale: φ in [0, 1] of x̂ → (φ std(x̂_c)/std(x̂) + 1 - φ) x̂, the standard deviations over one example (Lin 2023,
             2305.08891, section 3.4, eq. 15 and 16). There, and in diffusers' `guidance_rescale`, what is rescaled is
             the network's output, whatever it predicts; here it is x̂, so that every prediction is rescaled alike. For
@@ -63,12 +66,15 @@ class Guided(DenoiserWrapper):
         level = t if isinstance(t, NoiseLevel) else self.schedule.level(t, x_t)
         if cond is None or self.guidance_scale == 1:
             return self.denoiser(x_t, level, cond, hidden, **given)
+        low, high = self.interval
+        within = (level.t >= low) & (level.t <= high)
+        if self.interval != (0.0, 1.0) and not within.any():
+            return self.denoiser(x_t, level, cond, hidden, **given)
         twice = {name: None if value is None else torch.cat([value, value]) for name, value in given.items()}
         both_levels = NoiseLevel(*(_twice(c) for c in level))  # type: ignore[arg-type]
         both = self.denoiser(torch.cat([x_t, x_t]), both_levels, _with_null(cond, self.denoiser), hidden, **twice)
         conditional, null = both.output.chunk(2)
-        low, high = self.interval
-        scale = torch.ones_like(widest(level.t)).masked_fill((level.t >= low) & (level.t <= high), self.guidance_scale)
+        scale = torch.ones_like(widest(level.t)).masked_fill(within, self.guidance_scale)
         # x̂, ε̂, v̂ are affine in the output with one slope, so guiding the output guides each of them alike.
         guided = null + over(scale, null) * (conditional - null)
         learned = None if both.interpolation is None else both.interpolation.chunk(2)[0]

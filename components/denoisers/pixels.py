@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..distributions import Categorical, check_grid, grid
 from ..precision import wide
 from ..schedules import NoiseLevel, Schedule, over
-from .denoiser import SAMPLE, Coefficient, Estimate
+from .prediction import SAMPLE, Coefficient, Estimate
 
 __all__ = ["GreyLevels", "log_marginals"]
 

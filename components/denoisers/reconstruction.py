@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..distributions import Categorical, DiscretizedNormal, Distribution, Normal, grid
 from ..precision import wide
 from ..schedules import NoiseLevel, over
-from .denoiser import Estimate
+from .prediction import Estimate
 
 __all__ = [
     "DenoisedReconstruction",

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from ..schedules import over
-from .denoiser import DenoiserWrapper, Estimate
+from .denoiser import DenoiserWrapper
+from .prediction import Estimate
 
 __all__ = ["Thresholded"]
 

@@ -75,7 +75,7 @@ class Evaluation:
 
     def __init__(self, denoiser: Denoising, cond: Any) -> None:
         self.denoiser, self.cond = denoiser, cond
-        self.earlier: dict[str, Tensor] = {}
+        self.earlier: dict[str, Any] = {}
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
         """Return the clipped estimate of x (B, *event) at the level."""

@@ -25,7 +25,9 @@ class Sampler:
         Sampler(DDIM(eta=0.5), steps=50, guidance_scale=2.0)(denoiser, x, cond)
 
     A self-conditioned denoiser is given each step's x̂ in the next (Chen 2022, 2208.04202, section 3.2). Noise is drawn
-    for the whole batch from one generator: the same seed, grid and batch size give the same samples.
+    for the whole batch from one generator: the same seed, grid and batch size give the same samples. Where the schedule
+    has noise at t = 0 (EDM, exploding variance, a finite log_snr_max) the last step is the denoiser's mean, so that
+    samples have none of it: EDM's N steps are N - 1 of the method and the mean (Karras 2022, 2206.00364, eq. 5).
     Raises ValueError for options out of range or that change nothing, and for a method of no known name.
     """
 
@@ -84,34 +86,63 @@ class Sampler:
         cond: Any = None,
         generator: torch.Generator | None = None,
         times: Tensor | None = None,
-        mean_at_end: bool = False,
+        mean_at_end: bool | None = None,
     ) -> Tensor:
-        """Take x from times[0] to times[-1].
+        """Take x from times[0] to times[-1], or to the denoiser's mean there.
 
         Arguments:
             denoiser: of any backbone, schedule and prediction.
             x: (B, *event), the noise at times[0].
             cond: as the denoiser takes it.
             generator: of the noise that is added on the way.
-            times: (steps + 1,), falling, in [0, 1]; by default `self.times(denoiser.schedule)`.
-            mean_at_end: to end with x̂ at times[-1], one more evaluation, where there is noise left in x.
+            times: falling, in [0, 1]; by default `self.times(denoiser.schedule)`.
+            mean_at_end: whether a last evaluation at times[-1] takes x̂ in the place of x. By default it does where
+                that is t = 0 and the schedule has noise there; x above t = 0 stays noisy, as a later step needs it.
         Returns: (B, *event), at times[-1].
         """
-        times = self.times(denoiser.schedule) if times is None else times
+        schedule = denoiser.schedule
+        if times is not None:
+            check_times(times, least=1)
+        if mean_at_end is None:
+            mean_at_end = (times is None or bool(times[-1] == 0)) and not schedule.noiseless(0.0)
+        if times is None:
+            times = self.times(schedule, mean_at_end=mean_at_end)
         guided = self.guided(denoiser, cond)
         return walk(self.method, guided, x, times, cond, generator, mean_at_end)  # type: ignore[arg-type]
 
-    def times(self, schedule: Schedule, steps: int = 100, timesteps: int = 1000) -> Tensor:
-        """Return the grid (steps + 1,): the sampler's own steps, or so many, of a schedule of T = timesteps."""
-        return time_grid(
-            self.steps or steps,
+    def times(
+        self,
+        schedule: Schedule,
+        steps: int = 100,
+        timesteps: int | None = None,
+        mean_at_end: bool | None = None,
+    ) -> Tensor:
+        """Return the grid of the sampler's own steps, or so many: (steps + 1,), or (steps,) if the mean is the last.
+
+        Arguments:
+            schedule: the noising process.
+            steps: for a sampler that has none of its own.
+            timesteps: T of a chain; None for continuous time.
+            mean_at_end: whether the last step is the mean at the grid's last time; by default, whether the schedule has
+                noise at t = 0. The grid then ends at t = 0, but that of a chain, whose network knows t >= 1/T only, one
+                step above it.
+        """
+        steps = self.steps or steps
+        if mean_at_end is None:
+            mean_at_end = not schedule.noiseless(0.0)
+        above = mean_at_end and timesteps is not None
+        if mean_at_end and steps == 1:
+            return torch.ones(1, dtype=torch.float64)
+        times = time_grid(
+            steps - 1 if mean_at_end and not above else steps,
             spacing=self.spacing,
             schedule=schedule,
-            timesteps=timesteps,
+            timesteps=timesteps or 1000,
             sigma_min=self.sigma_min,
             sigma_max=self.sigma_max,
             rho=self.rho,
         )
+        return times[:-1] if above else times
 
     def guided(self, denoiser: Denoising, cond: Any = None) -> Denoising:
         """Return the denoiser with the sampler's guidance, where there is a cond, and thresholding."""

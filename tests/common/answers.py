@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from components.denoisers import edm_prediction
 from components.schedules import (
     BetaSchedule,
     CosineSchedule,
@@ -55,6 +56,11 @@ ON_EACH = pytest.mark.parametrize("schedule", schedules().values(), ids=schedule
 def ends_in_noise(schedule):
     """Whether α = 0 at t = 1, where epsilon is refused."""
     return bool(schedule.alpha_sigma(1.0)[0] == 0)
+
+
+def prediction_for(name, sigma_data):
+    """The prediction of this name, edm's for data of this standard deviation."""
+    return edm_prediction(sigma_data) if name == "edm" else name
 
 
 # Networks

@@ -4,7 +4,7 @@ from copy import copy
 
 import numpy
 import torch
-from answers import F64, Meaning, Smooth
+from answers import F64, Meaning, Smooth, prediction_for
 from torch import nn
 
 from components.denoisers import Denoiser
@@ -39,13 +39,15 @@ def exact(schedule=None, prediction="epsilon", s=S, shape=1, **settings):
     """The diffusion whose denoiser is the best of N(0, s² I)."""
     schedule = schedule or LogSNRLinearSchedule()
     network = Meaning(prediction, Shrunk(schedule, s), schedule, SIGMA_DATA)
-    return Diffusion(Denoiser(network, schedule, prediction, sigma_data=SIGMA_DATA), shape, **settings)
+    return Diffusion(Denoiser(network, schedule, prediction_for(prediction, SIGMA_DATA)), shape, **settings)
 
 
 def wrong(schedule=None, prediction="v_prediction", shape=3, variance="small", clip=None, **settings):
     """A diffusion whose denoiser is wrong, smoothly."""
     network, schedule = Smooth(variance == "learned_range"), schedule or LogSNRLinearSchedule()
-    return Diffusion(Denoiser(network, schedule, prediction, variance, clip, SIGMA_DATA), shape, **settings)
+    return Diffusion(
+        Denoiser(network, schedule, prediction_for(prediction, SIGMA_DATA), variance, clip), shape, **settings
+    )
 
 
 class GivenTimes(TimeSampler):

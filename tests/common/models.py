@@ -33,7 +33,7 @@ def diffusion(schedule=None, d=D, prediction="v_prediction", outputs=1, **settin
 
 
 def chain():
-    return diffusion(BetaSchedule("linear", 6), grey_levels=LEVELS, timesteps=6)
+    return diffusion(BetaSchedule("squaredcos_cap_v2", 6), grey_levels=LEVELS, timesteps=6)
 
 
 def vae(prior, latent=3):

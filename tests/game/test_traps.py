@@ -377,7 +377,7 @@ def test_trap_20_spectral_norm_allows_two_forwards_before_a_backward():
 
 def test_trap_21_the_average_copies_buffers():
     """Trap 21: an average that ignores buffers samples noise; one that averages them made a latent scale of 0.2 0.998.
-    Guard: `use_buffers=False`, which copies."""
+    Guard: buffers are copied."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model.register_buffer("scale", torch.ones(()))
     ema = EMA(model, 0.999)

@@ -283,7 +283,7 @@ shelve("times", {
 class ThereAndBack(Sampler):
     """A sampler, its inverse, and the sampler again: for DDIM."""
 
-    def __call__(self, denoiser, x, cond=None, generator=None, times=None, mean_at_end=False) -> torch.Tensor:
+    def __call__(self, denoiser, x, cond=None, generator=None, times=None, mean_at_end=None) -> torch.Tensor:
         x = super().__call__(denoiser, x, cond, generator, times)
         return super().__call__(denoiser, invert(denoiser, x, times, cond), cond, generator, times, mean_at_end)
 

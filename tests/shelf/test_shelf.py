@@ -39,7 +39,7 @@ STILL = {
 
 EXCEPTIONS = {
     "components.distributions.continuous.Distribution": "a protocol",
-    "components.denoisers.denoiser.Denoising": "a protocol",
+    "components.denoisers.denoiser.Denoising": "abstract: its subclasses are what runs",
     "components.denoisers.reconstruction.Reconstruction": "abstract: its subclasses are what runs",
     "components.samplers.method.Method": "abstract: its subclasses are what runs",
     "components.samplers.method.option": "a field of a dataclass: it runs on import",

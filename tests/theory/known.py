@@ -3,7 +3,7 @@
 import math
 
 import torch
-from answers import COVARIANCE, F64, NAMES, A, M, Meaning, Smooth
+from answers import COVARIANCE, F64, NAMES, A, M, Meaning, Smooth, prediction_for
 from diffusions import SIGMA_DATA
 from torch import nn
 
@@ -92,7 +92,7 @@ def gaussian_points():
 def denoiser(prediction, mean, schedule, **settings):
     """The denoiser whose x̂ is mean(x_t, t)."""
     network = Meaning(prediction, mean, schedule, SIGMA_DATA)
-    return Denoiser(network, schedule, prediction, sigma_data=SIGMA_DATA, **settings)
+    return Denoiser(network, schedule, prediction_for(prediction, SIGMA_DATA), **settings)
 
 
 def gaussian(prediction, schedule, **settings):
@@ -102,7 +102,7 @@ def gaussian(prediction, schedule, **settings):
 
 def wrong(prediction, schedule, variance="small"):
     """A denoiser that is wrong, smoothly."""
-    return Denoiser(Smooth(variance == "learned_range"), schedule, prediction, variance, sigma_data=SIGMA_DATA)
+    return Denoiser(Smooth(variance == "learned_range"), schedule, prediction_for(prediction, SIGMA_DATA), variance)
 
 
 def estimate(prediction, x_t, level, output):

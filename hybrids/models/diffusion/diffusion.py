@@ -1,5 +1,6 @@
 """Diffusion, in discrete or continuous time: DDPM and variational diffusion are settings of it."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from components.denoisers import Denoiser, Estimate
 from components.distributions import Delta, kl, per_example
 from components.losses import TimeSampler, UniformTimes, WeightFunction
-from components.precision import wide
-from components.samplers import Method, ProbabilityFlow, Sampler, invert, time_grid
+from components.precision import wide, widest
+from components.samplers import Method, ProbabilityFlow, Sampler, invert
 from components.schedules import NoiseLevel
 
 from ...terms import Terms
@@ -20,6 +21,9 @@ from .likelihood import flow_log_prob, path_log_weight, proposal
 __all__ = ["Diffusion", "NoisedBatch"]
 
 Weighting = Literal["simple", "likelihood"]
+
+SIGNAL_LEFT = 0.02
+"""α_1² E[x²]/σ_1² above which a schedule is warned of: λ_1 = -5 leaves 0.0067 of data of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,18 @@ class Diffusion(nn.Module):
         self.elbo = VariationalBound(denoiser, shape, reconstruction, grey_levels, timesteps)
         self.times = UniformTimes() if times is None else times
         self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(sampler)
+        self._signal_checked = False
         self._check(bounded=weighting == "likelihood" or reconstruction is not None)
 
     # Training.
 
     def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms:
-        """Return the training objective on x (B, *shape): the term simple or weighted, or those of `nll`."""
+        """Return the training objective on x (B, *shape): the term simple or weighted, or those of `nll`.
+
+        The first batch of training goes through `check_signal`.
+        """
         if self.weighting == "likelihood":
+            self._meet(x)
             return self.nll(x, cond, generator)
         return self.objective(self.noised(x, cond, generator))
 
@@ -92,6 +101,7 @@ class Diffusion(nn.Module):
 
         With one coin for the batch a self-conditioned denoiser is given its own x̂ of a first pass, without gradient.
         """
+        self._meet(x)
         # t: which levels (Kingma 2021, appendix I.1)
         schedule, T = self.denoiser.schedule, self.timesteps
         u, weight = self.times(len(x), schedule, x.device, self.training, generator)
@@ -128,6 +138,40 @@ class Diffusion(nn.Module):
             return terms
         variance = self._variance_term(batch)
         return terms + Terms(variance=(0.001 * self.timesteps, batch.weight.to(variance) * variance))
+
+    @torch.no_grad()
+    def signal_left(self, x: Tensor) -> Tensor:
+        """Return α_1² E[x²]/σ_1² (): the signal that is left at t = 1, against the noise that sampling starts from.
+
+        Sampling takes N(0, σ_1²) for q(x_1), which is about α_1 x. With an exact denoiser of N(m, s²) many ancestral
+        steps then draw a mean of m σ_1²/(α_1² s² + σ_1²), not m. Lin 2023, 2305.08891, section 3.1.
+        Arguments: x (B, *shape), whose second moment is taken over all dimensions.
+        """
+        alpha, sigma = self.denoiser.schedule.alpha_sigma(1.0)
+        return (alpha / sigma).square().to(x.device) * widest(x).square().mean()
+
+    def _meet(self, x: Tensor) -> None:
+        """Check the signal of the first batch of training: no later one waits, and compiled code has no break."""
+        if self.training and not self._signal_checked and not torch.compiler.is_compiling():
+            self._signal_checked = True
+            self.check_signal(x)
+
+    def check_signal(self, x: Tensor) -> None:
+        """Warn of a schedule with which more of x (B, *shape) than `SIGNAL_LEFT` is left at t = 1.
+
+        `loss` calls it with the first batch of training, unless it is compiled.
+        """
+        left = float(self.signal_left(x))
+        if left > SIGNAL_LEFT:
+            name, T = self.elbo.schedule_name, self.timesteps
+            warnings.warn(
+                f"{name} leaves signal at t = 1, where sampling starts from noise alone: α² E[x²]/σ² is {left:.2g} "
+                f"there, expected at most {SIGNAL_LEFT}, so that samples miss the mean and scale of the data. Use a "
+                "schedule that ends in more noise (a table of β with beta_start and beta_end times 1000/T"
+                f"{'' if T is None else f' = {1000 / T:g}'}, or rescale_betas_zero_snr=True; a smaller log_snr_min; a "
+                "larger sigma_max or beta_max), or data of unit scale",
+                stacklevel=2,
+            )
 
     def _weighted(self, weighting: WeightFunction, batch: NoisedBatch) -> Tensor:
         """Return w ‖ε - ε̂‖² (B,), by way of whichever of ε and x the network answers with more digits."""
@@ -232,8 +276,8 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Draw (n, *shape): noise taken down to t = 0 by the sampler.
 
-        Where the schedule has noise at t = 0 the end is the denoiser's mean there, in discrete time, whose chain the
-        network knows down to t = 1/T only, that of the last step; a reconstruction of one's own decodes x_0 instead.
+        Where the schedule has noise at t = 0 the last step is the denoiser's mean; a reconstruction of one's own
+        decodes x_0 instead, after it.
 
         Arguments: sampler, instead of the model's own; or the name of its method, the rest being the model's own.
         Raises ValueError for one that is guided without cond, and for more steps than T.
@@ -247,7 +291,7 @@ class Diffusion(nn.Module):
             )
         self._check_steps(chosen)
         schedule = self.denoiser.schedule
-        times = chosen.times(schedule, self.sample_steps, self.timesteps or 1000)
+        times = self._grid(chosen)
         x = self.noise(n, generator)
         if schedule.exploding and times[0] < 1:
             x = x * float(schedule.alpha_sigma(times[0])[1]) / schedule.terminal_std
@@ -264,16 +308,13 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Take x (B, *shape) at times[0] down the grid to a sample, as `sample` does with what it draws.
 
-        Arguments: times (steps + 1,), falling to 0; sampler, instead of the model's own.
+        Arguments: times, as `Sampler.times` has them for `ends_in_mean`; sampler, instead of the model's own.
         """
         sampler = self.sampler if sampler is None else sampler
-        if self.starts_clean:
-            return sampler(self.denoiser, x, cond, generator, times)
-        if not getattr(self.elbo.reconstruction, "leaves_noise", False):
-            x = sampler(self.denoiser, x, cond, generator, times)
-            return self.elbo.decode(sampler.guided(self.denoiser, cond), x, cond).mean
-        times = times if self.timesteps is None else times[:-1]
-        return sampler(self.denoiser, x, cond, generator, times, mean_at_end=True)
+        x = sampler(self.denoiser, x, cond, generator, times, self.ends_in_mean)
+        if self.starts_clean or self.ends_in_mean:
+            return x
+        return self.elbo.decode(sampler.guided(self.denoiser, cond), x, cond).mean
 
     # Latents.
 
@@ -283,23 +324,25 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, cond: Any = None, steps: int | None = None, iterations: int = 1) -> Tensor:
-        """Return the noise x_1 from which DDIM comes to x, by its inversion: (B, *shape).
+        """Return the noise from which DDIM comes to x, by its inversion: (B, *shape), at the grid's first time.
 
-        Song 2020, 2010.02502, section 4.3. Arguments: steps, of the chain, `sample_steps` by default; iterations, as in
-        `components.samplers.invert`.
+        The grid is that of the model's own sampler, its spacing included. Song 2020, 2010.02502, section 4.3.
+        Arguments: steps, `sample_steps` by default; iterations, as in `components.samplers.invert`.
         """
+        times = self._grid(self.sampler, steps)
+        times = times if times[-1] == 0 else torch.cat([times, times.new_zeros(1)])
         start = self.denoiser.schedule.marginal(x, 0.0).mean
-        return invert(self.denoiser, start, self._grid(steps), cond, iterations=iterations)
+        return invert(self.denoiser, start, times, cond, iterations)
 
     @torch.no_grad()
     def decode(self, z: Tensor, cond: Any = None, steps: int | None = None) -> Delta:
-        """Return the sample of DDIM with η = 0 from x_1 = z, on the grid of `encode`."""
-        return Delta(self.from_noise(z, self._grid(steps), cond, sampler=Sampler("ddim")))
+        """Return the sample of DDIM with η = 0 from the noise z (B, *shape), on the grid of `encode`."""
+        return Delta(self.from_noise(z, self._grid(self.sampler, steps), cond, sampler=Sampler("ddim")))
 
-    def _grid(self, steps: int | None) -> Tensor:
-        """Return the times that `sample` goes down by default."""
-        steps = self.sample_steps if steps is None else steps
-        return time_grid(steps, schedule=self.denoiser.schedule, timesteps=self.timesteps or 1000)
+    def _grid(self, sampler: Sampler, steps: int | None = None) -> Tensor:
+        """Return the times that a sampler goes down, of so many steps in the place of its own."""
+        sampler = sampler if steps is None else sampler.but(steps=steps)
+        return sampler.times(self.denoiser.schedule, self.sample_steps, self.timesteps, self.ends_in_mean)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the denoiser's backbone."""
@@ -331,6 +374,11 @@ class Diffusion(nn.Module):
     def starts_clean(self) -> bool:
         """Whether there is no noise at t = 0."""
         return self.elbo.starts_clean
+
+    @property
+    def ends_in_mean(self) -> bool:
+        """Whether the last step of `sample` is the denoiser's mean, since there is noise at t = 0."""
+        return not self.starts_clean and getattr(self.elbo.reconstruction, "leaves_noise", False)
 
     def _check(self, bounded: bool) -> None:
         if not callable(self.weighting) and self.weighting not in get_args(Weighting):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from answers import (
     Mild,
     ends_in_noise,
     network_output,
+    prediction_for,
     schedules,
 )
 from torch import nn
@@ -32,6 +34,7 @@ from components.schedules import (
     LogSNRLinearSchedule,
     NoiseLevel,
     VarianceExplodingSchedule,
+    VariancePreservingSchedule,
     over,
 )
 
@@ -63,7 +66,7 @@ def denoiser(name="sample", schedule=None, interpolation=None, **settings):
     """The exact denoiser of N(M, COVARIANCE)."""
     schedule = schedule or LogSNRLinearSchedule(8.0, -6.0)
     backbone = Meaning(name, GaussianMean(schedule, M, COVARIANCE), schedule, D, interpolation)
-    return Denoiser(backbone, schedule, name, sigma_data=D, **settings)
+    return Denoiser(backbone, schedule, prediction_for(name, D), **settings)
 
 
 # Predictions
@@ -450,6 +453,9 @@ IMAGES = torch.zeros(4, 3, 8, 8)
      "prediction 'epsilon' does not go with CosineSchedule ending at α = 0: x̂ is undefined there, as the output is "
      "of ε alone; "
      "use v_prediction or sample, or a finite log_snr_min"),
+    *[(lambda prediction=prediction: Denoiser(nn.Identity(), EDMSchedule(), prediction, sigma_data=0.7),
+       f"sigma_data must be None with prediction '{prediction}', whose output is not scaled by it; got 0.7: leave it "
+       "out, or use prediction='edm'") for prediction in ("epsilon", "v_prediction")],
     *[(lambda value=value: Denoiser(nn.Identity(), EDMSchedule(), "edm", sigma_data=value),
        f"sigma_data must be above 0; got {value}") for value in (0.0, -1.0, math.nan)],
     *[(lambda shape=shape: denoiser()(torch.zeros(8, 3, dtype=F64), torch.zeros(shape)),
@@ -483,3 +489,32 @@ def test_an_output_that_is_no_tensor_is_refused(variance):
 def test_epsilon_goes_with_a_schedule_that_ends_with_signal():
     assert denoiser("epsilon", CosineSchedule(13.3, -8.0))(torch.randn(2, 3, dtype=F64), 1.0).mean.isfinite().all()
     assert set(NAMES) == set(PREDICTIONS) and len(schedules()) == 12
+
+
+def test_it_predicts_v_unless_asked_otherwise():
+    """From almost pure noise a network of outputs near 1 then has x̂ near 1, where ε̂ would have it near 1/α = 2e4."""
+    schedule, x_t = BetaSchedule("squaredcos_cap_v2"), torch.randn(200, 3)
+    model = Denoiser(Function(lambda x_t, t: torch.randn_like(x_t)), schedule)
+    assert model.prediction == PREDICTIONS["v_prediction"] and model(x_t, 1.0).mean.abs().max() < 6
+
+
+@pytest.mark.parametrize("schedule, settings, warns", [
+    (BetaSchedule(), {}, True),
+    (BetaSchedule("squaredcos_cap_v2"), {}, True),
+    (VariancePreservingSchedule(), {}, True),
+    (BetaSchedule(), {"clip": (-1.0, 1.0)}, False),
+    (BetaSchedule(), {"prediction": "v_prediction"}, False),
+    (LogSNRLinearSchedule(10.0, -6.0), {}, False),
+    (LogSNRLinearSchedule(), {}, False),
+    (BetaSchedule(num_train_timesteps=100), {}, False),
+    (EDMSchedule(), {}, False),
+])  # fmt: skip
+def test_epsilon_without_clip_is_warned_of_where_almost_no_signal_is_left(schedule, settings, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Denoiser(nn.Identity(), schedule, **{"prediction": "epsilon", **settings})
+    assert len(caught) == warns
+    if warns:
+        words = str(caught[0].message)
+        assert all(word in words for word in ("'epsilon'", "clip=(-1, 1)", "v_prediction", type(schedule).__name__))
+        assert caught[0].filename == __file__

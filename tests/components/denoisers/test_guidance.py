@@ -124,6 +124,20 @@ def test_outside_of_its_interval_it_does_not_guide():
     assert (within[1] - plain[1]).abs().max() > 0.1
 
 
+def test_without_an_example_within_its_interval_the_network_is_evaluated_on_the_batch_alone():
+    """A step guides by six examples, or is conditional by three; so a sampler's cost is that of its interval."""
+    model, alone = build(), build()
+    guided = Guided(model, 2.5, (0.35, 0.65))
+    for t, examples in ((0.2, 3), (0.5, 6), (torch.tensor([0.9, 0.1, 0.8], dtype=F64), 3), (at_three_times(), 6)):
+        estimate = guided(X_T, t, COND)
+        assert model.backbone.calls[-1].examples == examples
+        if examples == 3:
+            assert torch.equal(estimate.mean, alone(X_T, t, COND).mean)
+    model.backbone.calls.clear()
+    Sampler("ddim", 10, guidance_scale=2.5, guidance_interval=(0.35, 0.65))(model, X_T, COND)
+    assert [call.examples for call in model.backbone.calls].count(6) == 2 and len(model.backbone.calls) == 10
+
+
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaling_brings_back_the_conditional_spread(rescale):
     """x̂ (r std_c/std_x̂ + 1 - r): at r = 1 it has the conditional x̂'s standard deviation (Lin 2023, eq. 15, 16)."""

@@ -117,7 +117,10 @@ def test_heun_does_not_amplify_errors_where_sigma_over_alpha_is_in_the_thousands
             alpha, sigma = (over(c, x_t) for c in schedule.alpha_sigma(t))
             return (x_t - alpha * x) / sigma + 1e-3 * torch.sin(40 * x_t)
 
-    wrong, right = Denoiser(Wrong(), schedule, clip=(-1, 1)), Denoiser(Mild(), schedule, "sample", clip=(-1, 1))
+    wrong, right = (
+        Denoiser(Wrong(), schedule, "epsilon", clip=(-1, 1)),
+        Denoiser(Mild(), schedule, "sample", clip=(-1, 1)),
+    )
     expected = Sampler("heun", steps=8)(right, noise)
     off = {
         variables: (Sampler(Heun(variables=variables), steps=8)(wrong, noise) - expected).abs().max()
@@ -142,7 +145,7 @@ def test_the_last_of_fewer_than_15_steps_is_of_first_order_unless_asked_otherwis
     for method in (DPMSolverPP, SDEDPMSolverPP):
         for steps, equal in ((14, False), (15, True)):
             one, other = (
-                Sampler(method(lower_order_final=lower), steps)(denoiser, x, None, generator())
+                Sampler(method(lower_order_final=lower))(denoiser, x, None, generator(), time_grid(steps))
                 for lower in (True, False)
             )
             assert torch.equal(one, other) == equal

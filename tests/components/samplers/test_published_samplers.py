@@ -243,10 +243,10 @@ def test_heun_is_karras_algorithm_2_in_x_over_alpha(name, churn):
         x = 3 * torch.randn(4, 3, dtype=F64)
         given = (churn["s_churn"], churn["s_tmin"], churn["s_tmax"], churn["s_noise"]) if churn else ()
         end = algorithm_2(denoise, sigma * x / alpha, sigmas, *given, top=sigmas[0], drawn=generator())
-        ours = Sampler(Heun(**churn, variables="karras"))(denoiser, sigma * x, None, generator(), times)
+        ours = Sampler(Heun(**churn, variables="karras"))(denoiser, sigma * x, None, generator(), times, False)
         end = schedule.alpha_sigma(times[-1])[0] * end
     torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
-    plain = Sampler(Heun(variables="karras"))(denoiser, sigma * x, times=times)
+    plain = Sampler(Heun(variables="karras"))(denoiser, sigma * x, times=times, mean_at_end=False)
     assert not churn or not torch.allclose(ours, plain, rtol=1e-3)
 
 
@@ -255,7 +255,7 @@ def test_euler_with_churn_is_heun_s_first_half():
     denoiser = Denoiser(Smooth(), schedule, "edm")
     for t, s in pairwise(time_grid(6)):
         pair, method = torch.stack([t, s]), Euler(s_churn=0.3, s_noise=1.1)
-        ours = Sampler(method)(denoiser, x, None, generator(), pair)
+        ours = Sampler(method)(denoiser, x, None, generator(), pair, mean_at_end=False)
         sigma, after = (schedule.alpha_sigma(u)[1] for u in pair)
         raised = sigma * (1.3 if t < 1 else 1.0)
         raised = min(raised, schedule.alpha_sigma(1.0)[1])

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import FrozenInstanceError, dataclass, fields
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from answers import (
 )
 from torch import Tensor, nn
 
-from components.denoisers import Denoiser, DenoiserWrapper, Guided, Prediction, Thresholded
+from components.denoisers import Denoiser, DenoiserWrapper, GaussianMean, Guided, Prediction, Thresholded
 from components.samplers import (
     DDIM,
     METHODS,
@@ -35,8 +36,15 @@ from components.samplers import (
     SDEDPMSolverPP,
     invert,
     time_grid,
+    walk,
 )
-from components.schedules import CosineSchedule, LogSNRLinearSchedule, ShiftedSchedule
+from components.schedules import (
+    CosineSchedule,
+    EDMSchedule,
+    LogSNRLinearSchedule,
+    ShiftedSchedule,
+    VarianceExplodingSchedule,
+)
 
 CUSTOM = Prediction("custom", lambda alpha, sigma: (-0.5, 2.0))
 VARIANTS = {
@@ -50,6 +58,7 @@ VARIANTS = {
 EVERY = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
 NAMED = pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
 COND = torch.tensor([0, 1, 1, 0])
+LINE = LogSNRLinearSchedule(8.0, -6.0)
 
 
 def smooth(schedule=None, learned=False, *settings, **options):
@@ -162,7 +171,7 @@ def test_a_method_of_one_s_own_is_a_plan_and_a_step():
 
 
 def test_the_loop_hands_memory_and_coefficients_on():
-    assert (Sampler(Counted(), steps=5)(smooth(), noise()) == 4).all()
+    assert (Sampler(Counted(), steps=5)(smooth(CosineSchedule()), noise()) == 4).all()
 
 
 class Counting(ShiftedSchedule):
@@ -194,7 +203,7 @@ def test_the_schedule_is_evaluated_as_often_for_40_steps_as_for_2(schedule, meth
         denoiser = Thresholded(Guided(Denoiser(Labelled(), counting, "v_prediction", clip=(-1, 1)), 2.0))
         Sampler(method)(denoiser, noise(schedule), COND, generator(), time_grid(steps))
         counts.append(counting.calls)
-    assert counts[0] == counts[1] <= 14
+    assert counts[0] == counts[1] <= 17
 
 
 def leaves(value):
@@ -248,6 +257,65 @@ def test_samples_have_no_graph(method):
     assert not Sampler(method, steps=2)(denoiser, torch.randn(2, 3)).requires_grad
 
 
+# The last step, where there is noise at t = 0
+
+
+NOISY = {"EDM": EDMSchedule(), "exploding": VarianceExplodingSchedule(), "log-SNR": LogSNRLinearSchedule(4.0, -6.0)}
+AT_NOISE = pytest.mark.parametrize("schedule", NOISY.values(), ids=NOISY)
+
+
+@EVERY
+@AT_NOISE
+def test_a_point_mass_is_sampled_exactly(schedule, method):
+    """E[x|x_t] is the point, whatever x_t; the noise of t = 0 has a std of 0.002, 0.01 and 0.13 here."""
+    point = torch.tensor([3.0, -1.0, 0.5], dtype=F64)
+    denoiser = Denoiser(GaussianMean(schedule, point, torch.zeros(3, 3)), schedule, "sample")
+    for steps in (1, 2, 6):
+        drawn = Sampler(method, steps=steps)(denoiser, noise(schedule), None, generator())
+        torch.testing.assert_close(drawn, point.expand(4, 3), rtol=1e-6, atol=1e-6)
+
+
+@AT_NOISE
+@pytest.mark.parametrize("spacing", ["trailing", "karras"])
+def test_a_gaussian_s_std_is_the_product_of_the_steps_and_the_mean(schedule, spacing):
+    """Of N(0, s²) each of DDIM's steps multiplies x by (α_s α_t s² + σ_s σ_t)/(α_t² s² + σ_t²), and the mean at the end
+    by α s²/(α² s² + σ²)."""
+    s2 = 0.25
+    denoiser = Denoiser(GaussianMean(schedule, torch.zeros(1), s2 * torch.eye(1)), schedule, "sample")
+    sampler = Sampler("ddim", steps=7, spacing=spacing)
+    alpha, sigma = schedule.alpha_sigma(sampler.times(schedule))
+    assert len(alpha) == 7
+    variance = alpha**2 * s2 + sigma**2
+    steps = (alpha[1:] * alpha[:-1] * s2 + sigma[1:] * sigma[:-1]) / variance[:-1]
+    expected = schedule.terminal_std * steps.prod() * alpha[-1] * s2 / variance[-1]
+    end = sampler(denoiser, torch.full((1, 1), schedule.terminal_std, dtype=F64))
+    assert end.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_edm_s_18_steps_are_17_of_heun_and_the_mean():
+    """Karras 2022, algorithm 2 on its σ_0 … σ_17, 0: 35 evaluations, and 1.05525 times the std of N(0, ½²)."""
+    sigmas, x = [*EDMSchedule().alpha_sigma(torch.linspace(1, 0, 18, dtype=F64))[1].tolist(), 0.0], 80.0
+    for sigma, after in pairwise(sigmas):
+        slope = x * sigma / (0.25 + sigma**2)
+        reached = x + (after - sigma) * slope
+        if after:
+            reached = x + (after - sigma) * (slope + reached * after / (0.25 + after**2)) / 2
+        x = reached
+    denoiser = Denoiser(GaussianMean(EDMSchedule(), torch.zeros(1), 0.25 * torch.eye(1)), EDMSchedule(), "sample")
+    for spacing in ("trailing", "karras"):
+        end = Sampler("heun", steps=18, spacing=spacing)(denoiser, torch.full((1, 1), 80.0, dtype=F64)).item()
+        assert end == pytest.approx(x, rel=1e-8) and end / 0.5 == pytest.approx(1.05525, abs=5e-6)
+
+
+def test_above_t_0_and_where_it_is_asked_for_x_stays_noisy():
+    denoiser, x = smooth(LINE), noise()
+    for times, asked in ((time_grid(5, 1.0, 0.2), None), (time_grid(5), False)):
+        plain = walk(DDIM(), denoiser, x, times)
+        assert torch.equal(Sampler("ddim")(denoiser, x, times=times, mean_at_end=asked), plain)
+    mean = denoiser(plain, 0.0).mean.detach()
+    torch.testing.assert_close(Sampler("ddim")(denoiser, x, times=time_grid(5)), mean)
+
+
 # Any method on any denoiser
 
 
@@ -269,11 +337,11 @@ def test_samples_do_not_depend_on_what_is_predicted(schedule, method):
 @NAMED
 @ON_EACH
 def test_evaluations_are_as_documented(schedule, method):
-    """One a step; Heun's two, one in a last step to no noise."""
+    """One a step; Heun's two, one in the last step, which is to no noise or the mean."""
     for steps in (1, 5):
         denoiser = smooth(schedule)
         Sampler(method, steps=steps)(denoiser, torch.randn(2, 3))
-        second = steps - schedule.noiseless(0.0) if isinstance(method, Heun) else 0
+        second = steps - 1 if isinstance(method, Heun) else 0
         assert denoiser.backbone.calls == steps + second and method.evaluations == 1 + isinstance(method, Heun)
 
 
@@ -335,7 +403,7 @@ def test_a_self_conditioned_denoiser_is_given_its_clipped_x_of_the_evaluation_be
     denoiser = Recorded(Guided(plain, 3.0) if guided else plain)
     x = Sampler(method, steps=5)(denoiser, noise(), COND if guided else None, generator())
     first, *given = plain.backbone.given
-    assert first is None and len(given) == (9 if isinstance(method, Heun) else 4) and x.isfinite().all()
+    assert first is None and len(given) == (8 if isinstance(method, Heun) else 4) and x.isfinite().all()
     for earlier, estimate in zip(denoiser.estimates, given, strict=False):
         assert torch.equal(estimate, torch.cat([earlier.mean] * 2) if guided else earlier.mean)
         assert earlier.mean.abs().max() <= 1

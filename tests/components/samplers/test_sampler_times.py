@@ -45,7 +45,7 @@ def test_the_trailing_grid_is_even():
 
 @pytest.mark.parametrize("spacing, steps", [
     *[(spacing, steps) for spacing in ("leading", "linspace", "trailing") for steps in (1, 4, 10, 50, 1000)],
-    *[("leading", steps) for steps in (3, 7, 30, 300, 501, 999)],  # which do not divide 1000
+    *[("leading", steps) for steps in (3, 7, 30, 64, 300, 501, 999)],  # which do not divide 1000
 ])  # fmt: skip
 def test_named_spacings_are_those_of_diffusers(spacing, steps):
     """Its index k is t = (k+1)/T, with steps_offset 0."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from answers import F64, NAMES, Smooth, generator
+from answers import F64, NAMES, Smooth, generator, prediction_for
 from diffusions import S, exact, gauss_legendre, given, wrong
 from torch import nn
 
@@ -340,7 +340,7 @@ def test_the_gradient_that_reaches_the_interior_is_that_of_the_variance_and_all_
     """
     x, learned = torch.randn(40, 3, dtype=F64), bent()
     schedule = ShiftedSchedule(ShiftedSchedule(learned, 2.0), 1.5) if shifted else learned
-    model = Diffusion(Denoiser(Net(), schedule, prediction, sigma_data=0.7), 3)
+    model = Diffusion(Denoiser(Net(), schedule, prediction_for(prediction, 0.7)), 3)
     model.nll(x, generator=generator(7))["diffusion"][1].mean().backward()
     measured = {name: p.grad.clone() for name, p in model.named_parameters()}
 

@@ -1,6 +1,7 @@
 """A diffusion's loss, of every prediction, weighting and time sampler, its noised batch and its samples."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -22,6 +23,7 @@ from components.schedules import (
     LogSNRLinearSchedule,
     ShiftedSchedule,
     VarianceExplodingSchedule,
+    VariancePreservingSchedule,
     over,
 )
 from hybrids.models import Diffusion, Model
@@ -100,6 +102,66 @@ def test_losses_sum_over_the_event_and_are_float32_of_bf16_images():
     for terms in (model.loss(x.bfloat16()), model.nll(x.bfloat16())):
         assert terms.per_example.shape == (4,) and terms.per_example.dtype == torch.float32
     assert model.loss(x).total > 10  # 48 dimensions of about one each
+
+
+# The signal that is left at t = 1
+
+# N(3, 1) has a second moment of 10, and these four points its mean and variance.
+POINTS = 3 + X4.float()
+
+
+@pytest.mark.parametrize("schedule, x, left", [
+    (BetaSchedule("linear", 100), POINTS, 5.7124),
+    (BetaSchedule("linear", 200), POINTS, 1.52316),
+    (BetaSchedule("linear", 50), X4, 1.51858),
+    (BetaSchedule("scaled_linear", 100), X4, 0.9402),
+    (BetaSchedule("sigmoid", 100), X4, 0.5697),
+    (LogSNRLinearSchedule(10.0, 2.0), X4, math.exp(2)),
+    (EDMSchedule(sigma_max=0.5), X4, 4.0),
+    (VarianceExplodingSchedule(sigma_max=0.5), X4, 4.0),
+    (VariancePreservingSchedule(beta_max=1.0), X4, 1.36),
+    (BetaSchedule(), 1000 * POINTS, 403.599),
+    (LogSNRLinearSchedule(), 5 * X4, 25 * math.exp(-5)),
+    (BetaSchedule(), POINTS, None),
+    (BetaSchedule("scaled_linear"), X4, None),
+    (BetaSchedule("squaredcos_cap_v2", 100), POINTS, None),
+    (BetaSchedule("linear", 100, 1e-3, 0.2), POINTS, None),
+    (BetaSchedule("linear", 100, rescale_betas_zero_snr=True), POINTS, None),
+    (CosineSchedule(), POINTS, None),
+    (FlowSchedule(), POINTS, None),
+    (EDMSchedule(), POINTS, None),
+    (VarianceExplodingSchedule(), POINTS, None),
+    (VariancePreservingSchedule(), POINTS, None),
+    (LogSNRLinearSchedule(), 1.5 * X4, None),
+    (LogSNRLinearSchedule(10.0, -6.0), X4, None),
+])  # fmt: skip
+@pytest.mark.parametrize("weighting", ["simple", "likelihood"])
+def test_training_warns_once_of_a_schedule_that_leaves_signal_at_t_1(schedule, x, left, weighting):
+    timesteps = getattr(schedule, "num_train_timesteps", 1000)
+    model = wrong(schedule, shape=1, timesteps=timesteps, weighting=weighting)
+    if left is not None:
+        assert model.signal_left(x).item() == pytest.approx(left, rel=1e-3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.eval().loss(x), model.nll(x), model.sample(2, sampler=Sampler(steps=2))
+        assert not caught, "of training, not of evaluation"
+        for _ in range(2):
+            model.train().loss(x)
+    assert len(caught) == (left is not None)
+    if caught:
+        message = str(caught[0].message)
+        assert all(word in message for word in (type(schedule).__name__, "1000/T", "log_snr_min", f"is {left:.2g} "))
+
+
+def test_with_signal_left_an_exact_denoiser_misses_the_mean():
+    """Of N(3, 1), from N(0, 1): m σ_1²/(α_1² s² + σ_1²) = 1.909 by infinitely many ancestral steps, 1.89 by 100."""
+    means = []
+    for schedule in (BetaSchedule("linear", 100), BetaSchedule("linear", 100, 1e-3, 0.2)):
+        denoiser = Denoiser(GaussianMean(schedule, 3 * torch.ones(1), torch.eye(1)), schedule, "sample")
+        means.append(Diffusion(denoiser, 1, timesteps=100).sample(20_000, generator=generator()).mean().item())
+    alpha, sigma = (c.item() for c in BetaSchedule("linear", 100).alpha_sigma(1.0))
+    assert means[0] == pytest.approx(3 * sigma**2 / (alpha**2 + sigma**2), abs=0.05)
+    assert means == pytest.approx([1.89, 3.0], abs=4 / math.sqrt(20_000) + 0.01)
 
 
 # EDM's numbers
@@ -436,7 +498,7 @@ def test_bounds_show_no_estimate(options):
 def test_samples_are_drawn_with_the_estimate_of_the_step_before(method, guidance_scale):
     """And so is the mean at the end."""
     model = self_conditioned().float()
-    model.sample(4, torch.tensor([0, 1, 0, 1]), sampler=Sampler(method, steps=3, guidance_scale=guidance_scale))
+    model.sample(4, torch.tensor([0, 1, 0, 1]), sampler=Sampler(method, steps=4, guidance_scale=guidance_scale))
     (_, first, _), *rest = model.denoiser.backbone.calls
     assert first is None
     assert [shown.shape for _, shown, _ in rest] == 3 * [(4 if guidance_scale == 1 else 8, 3)]
@@ -480,7 +542,7 @@ class Half(Method):
 
 
 def test_a_sample_is_the_sampler_s_end_and_where_noise_is_left_the_denoiser_s_mean_of_it():
-    """Of a schedule with noise at t = 0: x̂ of the network, within its clip, at one more evaluation."""
+    """Of a schedule with noise at t = 0 the last of the steps is x̂ of the network, within its clip."""
     end = torch.full((2, 3), 0.5)
     for clip in (None, (-0.1, 0.1)):
         noisy, clean = wrong(clip=clip), wrong(BetaSchedule(), clip=clip)
@@ -489,7 +551,7 @@ def test_a_sample_is_the_sampler_s_end_and_where_noise_is_left_the_denoiser_s_me
         assert torch.equal(x, noisy.denoiser.clipped(end, 0.0).mean) and not torch.equal(x, end)
         assert clip is None or x.abs().max() <= 0.1
         assert torch.equal(clean.sample(2, sampler=Sampler(method, steps=4)), end)
-        assert torch.equal(method.kept[0], time_grid(4))
+        assert torch.equal(method.kept[0], time_grid(3)) and torch.equal(method.kept[2], time_grid(4))
 
 
 def test_the_last_mean_of_the_exact_denoiser_takes_the_noise_of_t_0_away():
@@ -513,7 +575,7 @@ class Times(nn.Module):
         return torch.zeros_like(x_t)
 
 
-@pytest.mark.parametrize("steps, timesteps, expected", [(None, None, 251), (None, 30, 30), (7, 30, 7), (1, 30, 1)])
+@pytest.mark.parametrize("steps, timesteps, expected", [(None, None, 250), (None, 30, 30), (7, 30, 7), (1, 30, 1)])
 def test_the_steps_of_sampling(steps, timesteps, expected):
     """In continuous time the last evaluation is at t = 0; a chain's network is not trained on that time."""
     network = Times()
