@@ -119,7 +119,7 @@ POINTS = 3 + X4.float()
     (LogSNRLinearSchedule(10.0, 2.0), X4, math.exp(2)),
     (EDMSchedule(sigma_max=0.5), X4, 4.0),
     (VarianceExplodingSchedule(sigma_max=0.5), X4, 4.0),
-    (VariancePreservingSchedule(beta_max=1.0), X4, 1.36),
+    (VariancePreservingSchedule(beta_max=1.0), X4, 1.3641),
     (BetaSchedule(), 1000 * POINTS, 403.599),
     (LogSNRLinearSchedule(), 5 * X4, 25 * math.exp(-5)),
     (BetaSchedule(), POINTS, None),
