@@ -9,7 +9,7 @@ from torch import Tensor
 
 from components.conditions import drop
 
-__all__ = ["Batch", "check_batch", "check_batches", "to_device", "unpack"]
+__all__ = ["Batch", "as_batch", "check_batch", "check_batches", "check_labels", "check_scale", "to_device", "unpack"]
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -26,6 +26,16 @@ def unpack(batch: Batch, dropout: float = 0.0, num_classes: int | None = None) -
         return batch, None
     x, cond = batch["x"], batch.get("cond")
     return x, drop(cond, dropout, num_classes) if dropout else cond
+
+
+def as_batch(given: Any) -> Batch:
+    """Return a tensor x or a mapping as it is, and the (x,) or (x, cond) of torch's `TensorDataset` as one of these."""
+    if isinstance(given, list | tuple) and len(given) in (1, 2) and all(isinstance(part, Tensor) for part in given):
+        return given[0] if len(given) == 1 else {"x": given[0], "cond": given[1]}
+    if not isinstance(given, Tensor | Mapping):
+        got = type(given).__name__ + (f" of {len(given)}" if isinstance(given, list | tuple) else "")
+        raise TypeError(f"a batch must be a tensor x, a mapping with x and cond, or a pair (x, cond); got {got}")
+    return given
 
 
 def check_batch(batch: Batch) -> None:
@@ -56,6 +66,41 @@ def check_batch(batch: Batch) -> None:
         )
 
 
+def check_scale(batch: Batch) -> None:
+    """Warn of vectors (B, D) with a dimension whose root mean square is above 10: networks expect about 1."""
+    x, _ = unpack(batch)
+    if x.ndim == 2 and (largest := x.float().square().mean(0).sqrt().max().item()) > 10:
+        warnings.warn(
+            f"vectors should have about mean 0 and variance 1; a dimension of the batch has root mean square "
+            f"{largest:.3g}: use Data.standardized(), whose to_data maps samples back",
+            stacklevel=2,
+        )
+
+
+def check_labels(batch: Batch, classes: int | None, wait: bool = True) -> None:
+    """Refuse labels (B,) that are not in 0 … classes - 1; what is no tensor of labels passes.
+
+    The label `classes` itself is the null class, which `components.conditions.drop` gives within a loss.
+
+    Arguments:
+        classes: of the network; None where it takes no labels.
+        wait: whether to look at labels that lie on a GPU, which waits for it.
+    Raises:
+        ValueError: a label is out of range.
+    """
+    cond = None if isinstance(batch, Tensor) else batch.get("cond")
+    if classes is None or not isinstance(cond, Tensor) or cond.dtype != torch.int64 or cond.ndim != 1 or not len(cond):
+        return
+    if cond.device.type != "cpu" and not wait:
+        return
+    low, high = int(cond.min()), int(cond.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"cond must be labels in 0 … {classes - 1}, of a network with {classes} classes; the batch has {low} … "
+            f"{high}: count from 0, or build the network with more classes"
+        )
+
+
 def check_batches(batches: Iterable[Batch]) -> None:
     """Refuse what holds examples and gives no batches of them (raises TypeError)."""
     if isinstance(batches, Tensor) or not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
@@ -69,9 +114,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch, on the device; what of a mapping is no tensor stays as it is, but for tuples of tensors."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    raise TypeError(f"a batch must be a tensor, or a mapping with x and cond; got {type(batch).__name__}")
+    return {key: _moved(value, device) for key, value in batch.items()}
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, check_batch, check_batches, to_device
+from components.conditions import ClassEmbedding
+
+from .batch import Batch, as_batch, check_batch, check_batches, check_labels, check_scale, to_device
 from .checks import (
     assert_equal_on_ranks,
     check_game,
@@ -120,8 +122,8 @@ def train(
     (where nothing is clipped, in every tenth turn).
     In a player's turn the others are frozen; in between, every parameter's own `requires_grad` holds.
 
-    Arguments: players, in order of turns; batches, tensors or mappings, started over when they end; steps, the step to
-    stop at; start, the steps already done.
+    Arguments: players, in order of turns; batches, tensors, mappings or pairs (`as_batch`), started over when they end;
+    steps, the step to stop at; start, the steps already done.
     Raises ValueError or TypeError before the first step for settings that cannot work, and warns in a player's first
     turn of parameters that its loss reaches and no player moves.
     """
@@ -139,6 +141,7 @@ def _play(
     everybody = list({id(p): p for player in players for p in player.moves.parameters()}.values())
     borrowed = [p for player in players for p in player.uses.parameters()]
     stream = _endless(batches)
+    classes = _classes(players)
     turns = []
     with frozen(borrowed):
         try:
@@ -149,12 +152,14 @@ def _play(
                 player.optimizer.zero_grad(set_to_none=True)
             warn_of_equal_noise(accelerator)
             for step in range(start, steps):
-                micro = [
-                    to_device(next(stream), accelerator.device) for _ in range(accelerator.gradient_accumulation_steps)
-                ]
+                given = [as_batch(next(stream)) for _ in range(accelerator.gradient_accumulation_steps)]
+                micro = [to_device(batch, accelerator.device) for batch in given]
                 if step == start:
                     for batch in micro:
                         check_batch(batch)
+                        check_scale(batch)
+                for batch in given:
+                    check_labels(batch, classes, wait=step == start)
                 logs: dict[str, Tensor] = {}
                 for turn in turns:
                     if step % turn.player.every == 0:
@@ -167,6 +172,12 @@ def _play(
                 _release(turn, accelerator)
             for module, training in modes:
                 module.training = training
+
+
+def _classes(players: list[Player]) -> int | None:
+    """Return how many classes the networks that the players move can tell apart; None where none takes labels."""
+    embeddings = (m for player in players for m in player.moves.modules() if isinstance(m, ClassEmbedding))
+    return min((m.num_classes for m in embeddings if m.num_classes is not None), default=None)
 
 
 def _release(turn: Turn, accelerator: "Accelerator") -> None:

@@ -97,8 +97,10 @@ def examples(given: argparse.Namespace, source: Path) -> tuple[Data, Tensor, Ten
     return data, x[number], labels[number] if given.labels and labels is not None else None
 
 
-def scorer_of(model: nn.Module, given: argparse.Namespace, x: Tensor, cond: Tensor | None, many: int) -> Scorer:
-    """What is to be measured of an example; x and cond, some of them, and how many there are."""
+def scorer_of(
+    model: nn.Module, given: argparse.Namespace, data: Data, x: Tensor, cond: Tensor | None, many: int
+) -> Scorer:
+    """What is to be measured of an example of the data; x and cond, some of them, and how many there are."""
     flow = None
     if given.ode:
         divergence = given.divergence or ("exact" if x[0].numel() <= 64 else "rademacher")
@@ -115,6 +117,7 @@ def scorer_of(model: nn.Module, given: argparse.Namespace, x: Tensor, cond: Tens
         dequantization=given.dequantization,
         bound=not given.no_bound,
         rows=max(512, given.batch_size),
+        log_scale=data.log_scale,
     )
 
 
@@ -206,7 +209,7 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
     torch.manual_seed(given.seed)
     try:
         with asked(f"--likelihood of {given.run}"):
-            scorer = scorer_of(model, given, *of(slice(512)), len(stored))
+            scorer = scorer_of(model, given, data, *of(slice(512)), len(stored))
     except TypeError as error:
         raise Refusal(f"--likelihood of {given.run}: {error}") from None
 

@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from components.samplers import METHODS, Sampler
 from hybrids import load
+from hybrids.data import Data
 from hybrids.experiment import Refusal, refusing
+from hybrids.experiment.run.loading import checkpoint_of, described_data
 from hybrids.pictures import save_picture
 from hybrids.processes import agree
 
@@ -62,18 +64,26 @@ def given() -> argparse.Namespace:
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
     add("--number", type=int, default=64, help="how many samples (64)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")
-    add("--label", type=int, help="the class to draw, of a conditional model; without, any")
+    add("--label", help="the class to draw, by name or number, of a conditional model; without, any")
     add("--chunk", type=int, default=256, help="samples drawn at a time (256)")
     add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw them")
     add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
     add("--out", type=Path, help="picture; default RUN/samples/drawn-SEED.png")
-    add("--tensor", type=Path, help="also write the samples here, as safetensors, in [-1, 1]")
+    add(
+        "--tensor",
+        type=Path,
+        help="also write the samples here, as safetensors: images in [-1, 1], vectors as the data",
+    )
     add("--sampler", choices=list(METHODS), help="of diffusions; default: the run's own, as of all that follow")
     for name, (kind, field) in sampler_options().items():
         if name != "method":
             add_flag(parser, kind, field)
     arguments = parser.parse_args()
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or not on this machine
+        parser.error(f"--device {arguments.device}: {str(error).splitlines()[0]}; expected cpu, cuda or mps")
     if arguments.number < 1 or arguments.chunk < 1:
         parser.error(f"--number and --chunk must be at least 1; got {arguments.number} and {arguments.chunk}")
     return arguments
@@ -117,19 +127,23 @@ def sampler_of(arguments: argparse.Namespace, model: nn.Module) -> Sampler | Non
     return own.but(**options) if options else None
 
 
-def check_label(arguments: argparse.Namespace, model: nn.Module) -> None:
-    """Raises Refusal for a label that the model has not."""
+def label_of(arguments: argparse.Namespace, model: nn.Module, data: Data) -> int | None:
+    """Return the number of the label that was given, if one was. Raises Refusal for one that the model has not."""
+    if arguments.label is None:
+        return None
     classes = next((c for m in model.modules() if (c := getattr(m, "num_classes", None)) is not None), 0)
-    if arguments.label is not None and not 0 <= arguments.label < classes:
-        expected = f"0 to {classes - 1}" if classes else "none: no labels"
-        raise Refusal(f"--label {arguments.label}: expected {expected}")
+    if not classes:
+        raise Refusal(f"--label {arguments.label}: expected none, since the model was trained without labels")
+    try:
+        return data.label(arguments.label)
+    except ValueError as error:
+        raise Refusal(f"--{error}") from error
 
 
 def draw(
-    model: nn.Module, arguments: argparse.Namespace, device: torch.device, accelerator: Accelerator
+    model: nn.Module, arguments: argparse.Namespace, label: int | None, device: torch.device, accelerator: Accelerator
 ) -> Tensor | None:
     """All samples (number, *event) on the main process, None on others."""
-    check_label(arguments, model)
     try:
         sampler = sampler_of(arguments, model)
     except ValueError as error:
@@ -146,8 +160,8 @@ def draw(
         with bar:
             for i, size in sizes.items():
                 generator = torch.Generator(device).manual_seed(arguments.seed + STRIDE * i)
-                if arguments.label is not None:
-                    options["cond"] = torch.full((size,), arguments.label, device=device)
+                if label is not None:
+                    options["cond"] = torch.full((size,), label, device=device)
                 own.append((i, model.sample(size, generator=generator, **options).cpu()))  # type: ignore[operator]
                 bar.update(size)
     except ValueError as error:
@@ -165,14 +179,20 @@ def main() -> None:
     device = torch.device(arguments.device) if accelerator.num_processes == 1 else accelerator.device
     with refusing():
         model = load(arguments.run, arguments.recipe, ema=not arguments.no_ema, device=device)
-        x = draw(model, arguments, device, accelerator)
+        data = described_data(checkpoint_of(arguments.run))
+        label = label_of(arguments, model, data)
+        x = draw(model, arguments, label, device, accelerator)
     if x is not None:
         run, name = arguments.run, f"drawn-{arguments.seed}.png"
         if run.parent.name == "checkpoints":
             run, name = run.parent.parent, f"{run.name}-{name}"
         out = arguments.out or run / "samples" / name
-        save_picture(x, out)
-        print(f"{len(x)} samples of {tuple(x.shape[1:])}: {out}")
+        x = data.to_data(x)
+        save_picture(x, out, mean=data.mean, scale=data.scale)
+        of = "" if label is None else f", label {label}"
+        if label is not None and data.class_names:
+            of += f" ({data.class_names[label]})"
+        print(f"{len(x)} samples of {tuple(x.shape[1:])}{of}: {out}")
         if arguments.tensor is not None:
             from safetensors.torch import save_file
 

@@ -112,12 +112,6 @@ def test_a_circle_of_imports_is_found(tmp_path, monkeypatch):
     assert circles("components") == []
 
 
-def test_recipes_are_short():
-    """A recipe is read from top to bottom: at most 120 lines, since models own their objectives."""
-    lengths = {path.name: len(path.read_text().splitlines()) for path in files("recipes")}
-    assert lengths and {name: n for name, n in lengths.items() if n > 120} == {}
-
-
 def test_recipes_are_no_package():
     """Every .py in recipes/ is a runnable recipe; recipes, scripts and tests are no packages."""
     for folder in ("recipes", "scripts", "tests"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.samplers import Sampler
 
-from ..data import Data, Mixture
+from ..data import Data
 from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
@@ -245,7 +245,7 @@ def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict
     rate = samples / (time.perf_counter() - start)
     if not x.isfinite().all():
         return {"frechet": math.nan}, rate
-    modes = isinstance(bench.data.density, Mixture)
+    modes = bench.data.modes is not None
     figures, _ = figures_of(model, bench, x, [name for name in QUALITIES if modes or name != "high_quality"])
     if not figures:
         return None

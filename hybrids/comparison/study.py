@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Data, Mixture
+from ..data import Data
 from ..evaluation import coverage, stacked_coverage
 from ..experiment import experiment, load_recipe, parse
 from ..pictures import picture
@@ -50,7 +50,7 @@ def real_examples(data: Data, n: int) -> Tensor:
 
 def mode_figures(x: Tensor, data: Data) -> dict[str, float]:
     """How samples lie among the modes of a mixture, or of stacked digits."""
-    return coverage(x, data.density) if isinstance(data.density, Mixture) else stacked_coverage(x)
+    return stacked_coverage(x) if data.modes is None else coverage(x, data.modes)
 
 
 def reached(figures: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> bool:

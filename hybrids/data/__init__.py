@@ -11,12 +11,11 @@ import torch
 from ..own import is_own, own
 from .arrays import SUFFIXES, arrays
 from .augment import Augment
-from .curves import Curves, swiss_roll, two_moons
 from .digits import digits, stacked_digits
 from .folders import folder
 from .hub import hub
 from .images import EXTENSIONS
-from .points import Checkerboard, Density, Mixture, gaussians_8, gaussians_25
+from .points import Checkerboard, Density, Mixture, gaussians_8, gaussians_25, swiss_roll, two_moons
 from .shapes import shapes
 from .source import Batches, Data
 
@@ -25,7 +24,6 @@ __all__ = [
     "Augment",
     "Batches",
     "Checkerboard",
-    "Curves",
     "Data",
     "Density",
     "Mixture",
@@ -67,7 +65,7 @@ def load_data(
     FILE.py:NAME is a data set of one's own: a function of no arguments that returns `Data`; the file is run.
 
     Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1); horizontal_flip and
-    crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `load_encoded`.
+    crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `image_data`.
     Raises ValueError for an unknown name, with the nearest, and for a resolution or channels the set cannot have.
     """
     data = _load(name, resolution, channels, skip_bad_images, workers)
@@ -75,8 +73,9 @@ def load_data(
         return data
     if not data.is_image:
         raise ValueError(f"--data {name} holds points, not images: drop --horizontal-flip and --crop-padding")
-    if not 0 <= crop_padding < data.shape[-1]:
-        raise ValueError(f"--crop-padding must be in [0, {data.shape[-1]}), the images' side; got {crop_padding}")
+    side = min(data.shape[1:])
+    if not 0 <= crop_padding < side:
+        raise ValueError(f"--crop-padding must be in [0, {side}), the images' shorter side; got {crop_padding}")
     return replace(data, augment=Augment(horizontal_flip, crop_padding))
 
 
@@ -99,7 +98,11 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         return _own(name, resolution, channels)
     if name.startswith("hub:"):
         return hub(name, resolution, channels, skip_bad_images, workers)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # longer than the system allows; a home of nobody
+        raise ValueError(f"--data {name[:80]}{'…' * (len(name) > 80)} is no path that can be read: {error}") from error
     if not path.exists() and os.sep not in name and not name.startswith(("~", ".")):
         near = difflib.get_close_matches(name, NAMES, 1)
         hint = f"; did you mean {near[0]}?" if near else "."

@@ -2,13 +2,16 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ..refusal import needed
-from .encoded import load_encoded, say
-from .source import Data
+from .folders import image_data
+from .source import Data, say
 
 __all__ = ["hub"]
 
@@ -16,7 +19,7 @@ HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev")
 
 
 class HubImages:
-    """The encoded images of some splits, one after the other. A split is (its name, a datasets.Dataset)."""
+    """Encoded images of some splits, one after the other. A split is (its name, a datasets.Dataset)."""
 
     def __init__(self, splits: list[tuple[str, Any]], column: str) -> None:
         self.splits, self.column = splits, column
@@ -53,23 +56,30 @@ def hub(
     skip_bad_images: int = 0,
     workers: int = 2,
 ) -> Data:
-    """The data set `hub:OWNER/NAME`: its first image column, its first column of class labels, if any.
+    """Return the data set `hub:OWNER/NAME`: its first image column, its first column of class labels, if any.
 
     It trains on the split `train`, or the first, and holds out a test or validation split, or else every tenth image.
-    Raises ValueError in one message for a data set that cannot be loaded or has no images; see `load_encoded` as well.
+    Raises ValueError in one message for a data set that is not on the hub, cannot be loaded or has no images; see
+    `image_data` as well.
     """
     place = name.removeprefix("hub:")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place):
         raise ValueError(f"--data {name}: expected hub:OWNER/NAME, as in the address of the data set's page")
+    if Path(place).exists():
+        raise ValueError(
+            f"--data {name}: {Path(place).resolve()} would be read in place of the hub's; for a folder of images give "
+            "its path, ./ before it, and for the hub's start in another folder"
+        )
     with needed("datasets>=4.0", f"--data {name}"):
         import datasets
     try:
-        splits = datasets.load_dataset(place)
+        with _asked_once(place):
+            splits = datasets.load_dataset(place)
     except Exception as error:  # Network, cache, parser and the hub raise errors of many packages.
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"--data {name} cannot be loaded: {why[0]}. Check its name and the network; a data set loaded before is "
-            "found without one (HF_HUB_OFFLINE=1)"
+            "read without one (HF_HUB_OFFLINE=1)"
         ) from error
     train = "train" if "train" in splits else next(iter(splits))
     features = splits[train].features
@@ -94,4 +104,28 @@ def hub(
     held = torch.arange(sizes[0]) % 10 == 9 if test is None else torch.arange(sum(sizes)) >= sizes[0]
     say(f"--data {name}: images of column {column}, labels of {label}, splits {' and '.join(used)}")
     names = () if labels is None else tuple(features[columns[1]].names)
-    return load_encoded(name, files, held, labels, names, resolution, channels, skip_bad_images, workers)
+    return image_data(name, files, held, labels, names, resolution, channels, skip_bad_images, workers)
+
+
+@contextmanager
+def _asked_once(place: str) -> Iterator[None]:
+    """Ask the hub for a data set once: what is missing raises at once, and without a network the cache alone is read.
+
+    `load_dataset` would ask six times, for half a minute.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        if not offline:
+            try:
+                HfApi().dataset_info(place, timeout=10)
+            except RepositoryNotFoundError as error:
+                raise ValueError(f"there is no such data set, or none that you may read ({place})") from error
+            except Exception:  # Its packages for the network raise errors of their own.
+                datasets.config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline

@@ -1,19 +1,27 @@
 """A data set, and batches of it in an order that depends on the seed and the epoch alone."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .points import Density
+from ..refusal import is_main
+from .points import Density, Mixture
 from .streaming import Stream, Workers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Batches", "Data"]
+__all__ = ["Batches", "Data", "say"]
+
+
+def say(text: str) -> None:
+    """Print text, on the main process."""
+    if is_main():
+        print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,15 @@ class Data:
         held_out, held_out_labels: the same for examples that no model is trained on.
         density: the exact density that the examples were drawn from, or None.
         stream: training images that are too many for memory, decoded when a batch needs them; or None.
-        class_names: what the labels mean, where that is known.
+        class_names: what the labels mean, where that is known, in the order of the labels.
         factors, held_out_factors: (N, F) float32, what each example was made from; or None.
         factor_names: of the F factors.
         augment: applied to the x of each training batch, on its device; or None.
-    Raises ValueError for labels or factors that are not as many as the training examples.
+        mean, scale: of each dimension of vectors; an example of x is (value - mean) / scale of the data's own values.
+            Empty where x is the data's own values, as for images.
+    Raises:
+        ValueError: labels or factors are not as many as the training examples, labels are not in 0 … classes - 1,
+            class_names are not as many as the classes, or mean and scale are not as many as the dimensions.
     """
 
     name: str
@@ -53,11 +65,25 @@ class Data:
     held_out_factors: Tensor | None = field(default=None, repr=False)
     factor_names: tuple[str, ...] = ()
     augment: Callable[[Tensor], Tensor] | None = None
+    mean: tuple[float, ...] = field(default=(), repr=False)
+    scale: tuple[float, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name, values in (("labels", self.labels), ("factors", self.factors)):
             if values is not None and len(self) and len(values) != len(self):
                 raise ValueError(f"{name} must be as many as the examples, {len(self)}; got {len(values)}")
+        for name, values in (("labels", self.labels), ("held_out_labels", self.held_out_labels)):
+            if self.classes and values is not None and len(values):
+                low, high = int(values.min()), int(values.max())
+                if low < 0 or high >= self.classes:
+                    raise ValueError(f"{name} must be in 0 … {self.classes - 1}; got {low} … {high}: count from 0")
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(f"class_names must be as many as the classes, {self.classes}; got {self.class_names}")
+        if {len(self.mean), len(self.scale)} not in ({0}, {self.dimensions}):
+            raise ValueError(
+                f"mean and scale must have one value a dimension, {self.dimensions}; got {len(self.mean)} and "
+                f"{len(self.scale)}"
+            )
 
     @property
     def is_image(self) -> bool:
@@ -65,13 +91,18 @@ class Data:
         return len(self.shape) == 3
 
     @property
+    def modes(self) -> Mixture | None:
+        """The density, if it is an even mixture of Gaussians, whose components are modes that can be counted."""
+        return self.density if isinstance(self.density, Mixture) and self.density.weights is None else None
+
+    @property
     def dimensions(self) -> int:
         """How many numbers an example has: d of bits/dim."""
         return int(torch.Size(self.shape).numel())
 
     def __len__(self) -> int:
-        examples = self.stream if self.x is None else self.x
-        return 0 if examples is None else len(examples)
+        stored = self.stream if self.x is None else self.x
+        return 0 if stored is None else len(stored)
 
     def decode(self, x: Tensor) -> Tensor:
         """Stored examples as models see them: float32, images 2v/(K-1) - 1 in [-1, 1]."""
@@ -80,14 +111,84 @@ class Data:
         # In place: for small images the memory's speed is that of a batch.
         return x.to(torch.float32, copy=True).mul_(2 / (self.grey_levels - 1)).sub_(1)
 
+    def to_data(self, x: Tensor) -> Tensor:
+        """Return what models see, (..., D), in the data's own values: scale x + mean. Images stay as they are."""
+        if not self.scale:
+            return x
+        mean, scale = (torch.tensor(values, dtype=torch.float64, device=x.device) for values in (self.mean, self.scale))
+        return (x.double() * scale + mean).to(x)
+
+    @property
+    def log_scale(self) -> float:
+        """Σ log scale over the dimensions: the nats by which -log p of the data's own values exceeds that of x."""
+        return sum(map(math.log, self.scale))
+
+    def standardized(self) -> "Data":
+        """Return vectors with mean 0 and variance 1 in each dimension, as models expect them; `to_data` maps back.
+
+        A dimension of one value is only shifted. Raises ValueError for images, data with a density, and data without
+        examples here.
+        """
+        if self.is_image or self.density is not None or self.x is None:
+            raise ValueError(f"only vectors whose examples are here can be standardized; got {self}")
+        x = self.to_data(self.x.double())
+        std, mean = torch.std_mean(x, 0, correction=0)
+        std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+
+        def to_unit(values: Tensor) -> Tensor:
+            return ((values - mean) / std).float()
+
+        held_out = None if self.held_out is None else to_unit(self.to_data(self.held_out.double()))
+        return replace(self, x=to_unit(x), held_out=held_out, mean=tuple(mean.tolist()), scale=tuple(std.tolist()))
+
+    def label(self, name: str) -> int:
+        """Return the label of a class by its name or number; where names are known, a name comes first.
+
+        Raises ValueError with the classes there are.
+        """
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isdecimal() and int(name) < self.classes:
+            return int(name)
+        expected = f"one of {self._listed()}" if self.classes else "none, since there are no labels"
+        raise ValueError(f"label {name}: expected {expected}")
+
+    def describe_classes(self) -> str:
+        """Return each label, the name of its class and how many training examples it has: `0 cat (20), 1 dog (18)`."""
+        if self.labels is None:
+            return self._listed()
+        return self._listed([f" ({n})" for n in torch.bincount(self.labels.cpu(), minlength=self.classes).tolist()])
+
+    def _listed(self, notes: Sequence[str] = (), most: int = 20) -> str:
+        names, notes = self.class_names or [""] * self.classes, notes or [""] * self.classes
+        parts = [f"{label} {name}".strip() + note for label, (name, note) in enumerate(zip(names, notes))]
+        return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+
     def card(self) -> dict[str, Any]:
-        """What a run records of its data, enough to build its networks again."""
-        return {"name": self.name, "shape": list(self.shape), "classes": self.classes, "grey_levels": self.grey_levels}
+        """Return what a run records of its data, enough to build its networks and to show its samples."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "grey_levels": self.grey_levels,
+            "class_names": list(self.class_names),
+            "examples": len(self),
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> "Data":
-        """The data set without its examples."""
-        return cls(card["name"], tuple(card["shape"]), card["classes"], card["grey_levels"])
+        """Return the data set without its examples."""
+        return cls(
+            card["name"],
+            tuple(card["shape"]),
+            card["classes"],
+            card["grey_levels"],
+            class_names=tuple(card.get("class_names", ())),
+            mean=tuple(card.get("mean", ())),
+            scale=tuple(card.get("scale", ())),
+        )
 
     @classmethod
     def from_tensor(cls, x: "Tensor | ArrayLike", name: str = "tensor", grey_levels: int | None = 256) -> "Data":

@@ -35,17 +35,17 @@ class Skipping:
     """The bad images so far, by name; ValueError as soon as there are more than `allowed`."""
 
     def __init__(self, of: str, allowed: int) -> None:
-        self.of, self.allowed, self.found = of, allowed, dict[str, str]()
+        self.of, self.allowed, self.bad = of, allowed, dict[str, str]()
 
     def add(self, bad: dict[str, str]) -> None:
         """Count these too: name → what is wrong with it."""
-        self.found |= bad
-        if len(self.found) <= self.allowed:
+        self.bad |= bad
+        if len(self.bad) <= self.allowed:
             return
-        listed = "; ".join(f"{name}: {why}" for name, why in list(self.found.items())[:5])
-        more = f"; and {len(self.found) - 5} more" if len(self.found) > 5 else ""
+        listed = "; ".join(f"{name}: {why}" for name, why in list(self.bad.items())[:5])
+        more = f"; and {len(self.bad) - 5} more" if len(self.bad) > 5 else ""
         raise ValueError(
-            f"--data {self.of}: {len(self.found)} image(s) cannot be read: {listed}{more}. Mend or remove them, or "
+            f"--data {self.of}: {len(self.bad)} image(s) cannot be read: {listed}{more}. Mend or remove them, or "
             f"let bad ones be skipped by --skip-bad-images N (now {self.allowed})"
         )
 

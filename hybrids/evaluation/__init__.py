@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..data import Data, Mixture
+from ..data import Data
 from ..modes import own_random_numbers
 from .likelihood import Scorer, importance_weighted, likelihood
 from .metrics import METRICS, Figure, Figures, Metric, measure, measured_real, measured_samples
@@ -45,11 +45,11 @@ def evaluate(
         found: dict[str, float] = {}
         if hasattr(model, "nll") and held_out is not None:
             # Curves are of what changes: not of the grid, nor of how many examples there are.
-            said = likelihood(model, held_out)
+            said = likelihood(model, held_out, log_scale=data.log_scale)
             found = {name: v for name, v in said.items() if isinstance(v, float) and name.startswith(("nats", "bits"))}
         generator = torch.Generator(device).manual_seed(seed)
-        if isinstance(data.density, Mixture):
-            return found | coverage(model.sample(10_000, generator=generator), data.density)
+        if data.modes is not None:
+            return found | coverage(model.sample(10_000, generator=generator), data.modes)
         if data.name == "stacked-digits":
             samples *= 10
         labels = torch.arange(samples, device=device) % data.classes if conditional else None

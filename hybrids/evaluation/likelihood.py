@@ -43,6 +43,8 @@ class Scorer:
         dequantization: of grey levels for the flow, as in `Diffusion.log_prob`.
         bound: whether to draw the bound at all; a flow that starts clean in continuous time has none.
         rows: examples that go through the model at once.
+        log_scale: `Data.log_scale`, which is added to all -log p, as nats_scale, so that they are of the data's own
+            values and not of the standardized x.
     Raises NotOffered, saying what to use instead, for an implicit model, and where the model lacks what is asked for;
     ValueError for numbers that are none.
     """
@@ -59,8 +61,9 @@ class Scorer:
         dequantization: str = "uniform",
         bound: bool = True,
         rows: int = 512,
+        log_scale: float = 0.0,
     ) -> None:
-        self.model = _explicit(model)
+        self.model, self.log_scale = _explicit(model), log_scale
         if repeats < 1 or importance_samples < 0 or rows < 1:
             raise ValueError(
                 "repeats and rows must be at least 1, importance_samples at least 0; got "
@@ -113,6 +116,11 @@ class Scorer:
         if self.flow is not None:
             found["ode_nats"] = -self.model.log_prob(x, cond, self.flow, self.dequantization)
             found["ode_evaluations"] = torch.full((len(x),), float(self.flow.evaluations), dtype=torch.float64)
+        if self.log_scale:
+            for name in found.keys() & {"nats", "importance_nats", "ode_nats"}:
+                found[name] = found[name] + self.log_scale
+            if self.bound:
+                found["nats_scale"] = torch.full((len(x),), self.log_scale, dtype=torch.float64)
         return {name: values.double().cpu() for name, values in found.items()}
 
     def _bound(self, x: Tensor, cond: Any) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class Subject:
     @cached_property
     def likelihood(self) -> dict[str, Any]:
         try:
-            return likelihood(self.model, self.held_out(SCORED))
+            return likelihood(self.model, self.held_out(SCORED), log_scale=self.data.log_scale)
         except (TypeError, ValueError) as error:
             raise Unavailable(str(error)) from error
 

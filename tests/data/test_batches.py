@@ -159,7 +159,7 @@ def test_a_tensor_on_the_grid_comes_back_exactly(grey_levels):
 
 
 def test_points_and_latents_are_kept_as_they_are():
-    points, latents = 9 * torch.randn(6, 2), 9 * torch.randn(6, 8, 2, 2)
+    points, latents = 2 * torch.randn(6, 2), 9 * torch.randn(6, 8, 2, 2)
     assert torch.equal(Data.from_tensor(points).x, points) and Data.from_tensor(points).grey_levels is None
     assert torch.equal(Data.from_tensor(latents, grey_levels=None).x, latents)
 

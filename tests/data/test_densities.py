@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import F64
 
-from hybrids.data import NAMES, Checkerboard, Curves, gaussians_8, load_data, swiss_roll, two_moons
+from hybrids.data import NAMES, Checkerboard, Mixture, gaussians_8, load_data, swiss_roll, two_moons
 
 ALL = {"8-gaussians": gaussians_8, "swiss-roll": swiss_roll, "checkerboard": Checkerboard, "two-moons": two_moons}
 
@@ -14,20 +14,27 @@ def density(request):
     return ALL[request.param]()
 
 
-@pytest.fixture(scope="module", params=["swiss-roll", "two-moons"])
-def curves(request):
-    return ALL[request.param]()
-
-
 def drawn(density, n=20_000, seed=0):
     return density.sample(n, torch.Generator().manual_seed(seed))
 
 
-def exact(curves, x, panels):
-    """log p(x) by a rule of that many panels."""
-    nodes, weights = curves.quadrature(panels)
-    squares = (x[:, None] - nodes).square().sum(-1)
-    return (weights.log() - squares / (2 * curves.std**2)).logsumexp(1) - math.log(2 * math.pi * curves.std**2)
+def on_curves(name, u):
+    """Points of the curves before scaling: (K, n, 2), as scikit-learn has them."""
+    if name == "swiss-roll":
+        t = 1.5 * math.pi * (1 + 2 * u)
+        return torch.stack([t * t.cos(), t * t.sin()], 1)[None]
+    outer = torch.stack([(math.pi * u).cos(), (math.pi * u).sin()], 1)
+    return torch.stack([outer, torch.tensor([1.0, 0.5], dtype=F64) - outer])
+
+
+def blurred(name, std, n=40_000):
+    """The scaled curves blurred by σ, by Simpson's rule on n even intervals of each."""
+    curves = on_curves(name, torch.linspace(0, 1, n + 1, dtype=F64))
+    weights = torch.ones(n + 1, dtype=F64)
+    weights[1::2], weights[2:-1:2] = 4, 2
+    weights = weights.repeat(len(curves)) / (3 * n * len(curves))
+    points = curves.flatten(0, 1) - weights @ curves.flatten(0, 1)
+    return Mixture(points * ((1 - std**2) / (weights @ points.square())).sqrt(), std, weights)
 
 
 # The sampler
@@ -114,31 +121,28 @@ def test_8_gaussians_lie_on_a_circle_of_radius_2_with_sigma_01_before_scaling():
     torch.testing.assert_close(neighbours, torch.full((8,), 4 * math.sin(math.pi / 8), dtype=F64))
 
 
-def test_the_quadrature_is_right_to_a_millionth(curves):
-    """On samples, and up to 8σ from them and beyond the curves' ends, where the integrand is steepest."""
-    x = drawn(curves, 60)
-    direction = torch.nn.functional.normalize(drawn(curves, 60, 1))
-    ends = torch.cat([curves._at(curve, torch.tensor([0.0, 1.0], dtype=F64)) for curve in curves.curves])
-    beyond = ends + 8 * curves.std * torch.nn.functional.normalize(ends)
-    points = torch.cat([x, x + 4 * curves.std * direction, x + 8 * curves.std * direction, ends, beyond])
-    refined = exact(curves, points, 6 * curves.panels)
-    assert (curves.log_prob(points) - refined).abs().max() < 1e-6
-    # The rule is not finer than it need be: with a sixth of its panels it is not right.
-    assert (exact(curves, points, curves.panels // 6) - refined).abs().max() > 1e-6
+@pytest.mark.parametrize("name", ["swiss-roll", "two-moons"])
+def test_the_mixture_is_the_blurred_curve_to_a_millionth(name):
+    """On samples and up to 8σ from them, against Simpson's rule of 40,000 intervals; an eighth of the nodes is not."""
+    density = ALL[name]()
+    x = drawn(density, 40)
+    direction = torch.nn.functional.normalize(drawn(density, 40, 1))
+    points = torch.cat([x, x + 4 * density.std * direction, x + 8 * density.std * direction])
+    fine = blurred(name, density.std).log_prob(points)
+    assert (density.log_prob(points) - fine).abs().max() < 1e-6
+    coarse = Mixture(density.means[::8], density.std, density.weights[::8] / density.weights[::8].sum())
+    assert (coarse.log_prob(points) - fine).abs().max() > 1e-6
 
 
-def test_weights_sum_to_one_and_nodes_have_the_moments(curves):
-    assert curves.weights.sum().item() == pytest.approx(1, abs=1e-12)
-    assert (curves.weights @ curves.nodes).abs().max() < 1e-10
-    variance = curves.weights @ curves.nodes.square() + curves.std**2
-    assert (variance - 1).abs().max() < 1e-10
-
-
-def test_panels_are_no_longer_than_sigma(curves):
-    u = torch.linspace(0, 1, curves.panels + 1, dtype=F64)
-    for curve in curves.curves:
-        points = curves._at(curve, u)
-        assert (points[1:] - points[:-1]).norm(dim=1).max() <= curves.std
+@pytest.mark.parametrize("std", [0.05, 0.3])
+@pytest.mark.parametrize("make", [swiss_roll, two_moons])
+def test_nodes_have_the_moments_and_a_panel_of_8_is_no_longer_than_sigma(make, std):
+    density = make(std)
+    assert density.std == std and density.weights.sum().item() == pytest.approx(1, abs=1e-12)
+    assert (density.weights @ density.means).abs().max() < 1e-10
+    assert (density.weights @ density.means.square() + std**2 - 1).abs().max() < 1e-10
+    # A panel's 8 nodes span 96% of it.
+    assert (density.means[7::8] - density.means[::8]).norm(dim=1).max() <= 0.961 * std
 
 
 @pytest.mark.parametrize("name", ["swiss-roll", "two-moons"])
@@ -149,26 +153,24 @@ def test_the_curves_are_those_of_scikit_learn(name):
         points = torch.as_tensor(make_moons(400, noise=None, random_state=0)[0])
     else:
         points = torch.as_tensor(make_swiss_roll(400, noise=0.0, random_state=0)[0])[:, [0, 2]]
+    fine = on_curves(name, torch.linspace(0, 1, 20_000, dtype=F64)).flatten(0, 1)
+    assert torch.cdist(points, fine).min(1).values.max() < 5e-3
     density = ALL[name]()
-    distance = torch.cdist((points - density.centre) * density.scale, density.nodes).min(1).values
-    assert distance.max() < density.std / 2
+    assert torch.cdist(density.means, blurred(name, density.std).means).min(1).values.max() < 1e-3
 
 
-def test_the_density_of_a_point_is_a_gaussian():
-    """Two curves that stand still at (±1, 0), but for a little: a mixture whose density is known."""
+def test_components_are_drawn_by_their_weights():
+    mixture = Mixture(torch.tensor([[-5.0, 0.0], [5.0, 0.0]]), 0.5, torch.tensor([0.2, 0.8]))
+    share = (drawn(mixture, 20_000)[:, 0] < 0).double().mean()
+    assert abs(share - 0.2) < 4 * math.sqrt(0.16 / 20_000)
+    torch.testing.assert_close(
+        mixture.log_prob(mixture.means[:1]).exp() * (2 * math.pi * 0.25), torch.tensor([0.2], dtype=F64)
+    )
 
-    def still(at):
-        return lambda u: torch.stack([at + 0 * u, at * 0 + 1e-3 * u], 1)
 
-    density = Curves([still(1.0), still(-1.0)], 1e-3, 0.5)
-    x = drawn(density, 50)
-    means = density.nodes[:: len(density.nodes) // 2]
-    assert density.nodes[:, 0].abs().sub(math.sqrt(0.75)).abs().max() < 1e-9 and len(means) == 2
-    # Scaled, either coordinate has variance 1: the second is uniform on [-1.5, 1.5].
-    p = 0.5 * sum(torch.distributions.Normal(m, 0.5).log_prob(x[:, 0]).exp() for m in means[:, 0])
-    normal = torch.distributions.Normal(torch.tensor(0.0, dtype=F64), 0.5)
-    q = (normal.cdf(x[:, 1] + 1.5) - normal.cdf(x[:, 1] - 1.5)) / 3
-    torch.testing.assert_close(density.log_prob(x), (p * q).log(), rtol=1e-6, atol=1e-6)
+def test_only_an_even_mixture_has_modes():
+    assert load_data("8-gaussians").modes is not None and load_data("checkerboard").modes is None
+    assert isinstance(load_data("two-moons").density, Mixture) and load_data("two-moons").modes is None
 
 
 def test_the_checkerboard_is_uniform_on_half_of_its_squares():

@@ -78,6 +78,48 @@ def test_class_folders_become_labels(tmp_path):
     assert card.classes == 3 and card.shape == (3, R, R) and card.grey_levels == 256
 
 
+def test_hidden_folders_are_ignored_and_counted(tmp_path, capsys):
+    for name in ("cat", "dog", ".ipynb_checkpoints", "__MACOSX", ".Trash", "cat/@eaDir", "$RECYCLE.BIN"):
+        fill(tmp_path / name, 4)
+    data = load_data(str(tmp_path))
+    assert data.class_names == ("cat", "dog") and len(data) + len(data.held_out) == 8
+    assert "8 images; ignored 5 other file(s), 5 hidden folder(s) among them" in capsys.readouterr().out
+    assert len(Folder(tmp_path / ".Trash")) == 4  # which is named itself
+
+
+@pytest.mark.parametrize("names, remedy", [
+    (("train/cat", "train/dog", "val/cat", "val/dog"), "holds train and val: parts of a data set, not classes"),
+    (("Training", "Test", "."), "--data {root}/Training"),
+    (("test/a", "held-out/b"), "--data {root}/held-out"),
+    (("train/a", "train/b"), "--data {root}/train"),
+])  # fmt: skip
+def test_train_and_validation_folders_are_no_classes(tmp_path, names, remedy):
+    for name in names:
+        fill(tmp_path / name, 2)
+    refused(tmp_path, "parts of a data set, not classes", remedy.format(root=tmp_path.resolve()))
+
+
+def test_a_class_may_have_the_name_of_a_split_and_that_is_printed(tmp_path, capsys):
+    for name in ("train", "plane", "bus"):
+        fill(tmp_path / name, 4)
+    assert load_data(str(tmp_path)).class_names == ("bus", "plane", "train")
+    assert "train is trained on as a class, whatever its name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [
+    [str(i) for i in range(1, 12)], ["class_2", "class_10", "class_11"], ["a", "b10", "c2"], ["007", "8", "08", "x"],
+])  # fmt: skip
+def test_numbers_in_names_sort_as_numbers(tmp_path, names):
+    for name in reversed(names):
+        fill(tmp_path / name, 1)
+    data = load_data(str(tmp_path))
+    assert data.class_names == tuple(names) if names[0] != "007" else ("007", "08", "8", "x")
+    for i, name in enumerate(data.class_names):
+        assert data.label(name) == i
+    # A number that is no name is a label.
+    assert data.label("0") == 0
+
+
 @pytest.mark.parametrize("places", [("one",), ("one", "two", ".")])
 def test_one_class_folder_or_images_beside_them_make_no_labels(tmp_path, places):
     for place in places:
@@ -418,6 +460,18 @@ def test_fault_8_sixteen_bit_colours_are_named_and_not_clamped():
     content = chunk(b"IHDR", struct.pack(">IIBBBBB", R, R, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows))
     file = io.BytesIO(b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b""))
     assert header(file).kind == "16-bit" and (decode(file, R, 3) == (values >> 8).transpose(2, 0, 1)).all()
+
+
+def test_12_bits_in_16_are_refused_and_not_nearly_black(tmp_path):
+    values = (np.arange(R * R).reshape(R, R) * 28).astype(np.uint16)
+    for i in range(3):
+        Image.fromarray(values * 16).save(tmp_path / f"{i}.png")
+    assert load_data(str(tmp_path)).x.max() == (values.max() * 16) >> 8
+    for i in range(3):
+        Image.fromarray(np.full((R, R), 4095, np.uint16)).save(tmp_path / f"{i}.png")
+    refused(tmp_path, "its 3 16-bit images hold no value above 4095", "multiply the values (12 bits: by 16)")
+    picture().save(tmp_path / "bright.png")
+    refused(tmp_path, "its 3 16-bit images hold no value above 4095")
 
 
 @pytest.mark.parametrize("dtype, what", [(np.int32, "32-bit integers"), (np.float32, "floats")])

@@ -45,9 +45,12 @@ def write(folder, split, rows, labels=True, image="picture"):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder that `datasets` loads by the name owner/name, as it would load the hub's."""
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name: load(str(local) if (local := tmp_path / name).exists() else name)
+    )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
     return tmp_path / "owner" / "name" / "data"
 
 
@@ -118,11 +121,11 @@ def test_labels_that_are_not_told_make_none(place):
 def test_images_of_a_hub_stream_too(place, monkeypatch):
     from itertools import islice
 
-    from hybrids.data import encoded
+    from hybrids.data import folders
 
     write(place, "train", [png(picture(i)) for i in range(20)])
     whole = load_data("hub:owner/name")
-    monkeypatch.setattr(encoded.load_encoded, "__defaults__", (0, 2, 0))
+    monkeypatch.setattr(folders, "IN_MEMORY", 0)
     stream = load_data("hub:owner/name", workers=0)
     assert stream.x is None and len(stream) == len(whole) and torch.equal(stream.labels, whole.labels)
     for one, other in islice(zip(whole.batches(5, 1), stream.batches(5, 1)), 8):
@@ -140,6 +143,41 @@ def test_a_data_set_that_is_not_there_is_refused_in_one_line(place):
     assert "Check its name and the network" in message and "HF_HUB_OFFLINE=1" in message
 
 
+def test_a_folder_of_that_name_is_not_read_in_place_of_the_hub_s(place, monkeypatch):
+    write(place, "train", [png(picture(i)) for i in range(10)])
+    monkeypatch.chdir(place.parents[2])
+    with pytest.raises(ValueError, match="owner/name would be read in place of the hub's"):
+        load_data("hub:owner/name")
+
+
+@pytest.mark.parametrize("error, offline", [("missing", False), ("network", True)])
+def test_the_hub_is_asked_once(place, monkeypatch, error, offline):
+    """What is missing is refused without another question; where the hub is out of reach only the cache is read."""
+    import huggingface_hub
+
+    calls = []
+
+    def info(self, name, timeout):
+        calls.append(name)
+        if error == "network":
+            raise OSError("Name or service not known")
+        missing = huggingface_hub.errors.RepositoryNotFoundError
+        raise missing.__new__(missing)  # made of an answer of a package that is not ours
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    loads = []
+
+    def load(name):
+        loads.append(datasets.config.HF_HUB_OFFLINE)
+        raise ConnectionError("not in the cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match="not in the cache" if offline else "there is no such data set, or none that"):
+        load_data("hub:owner/nothing")
+    assert calls == ["owner/nothing"] and loads == [True] * offline and not datasets.config.HF_HUB_OFFLINE
+
+
 def test_a_data_set_without_images_is_refused_with_its_columns(place):
     place.mkdir(parents=True)
     datasets.Dataset.from_dict({"text": ["a"], "stars": [1]}).to_parquet(str(place / "train-00000-of-00001.parquet"))
@@ -147,7 +185,9 @@ def test_a_data_set_without_images_is_refused_with_its_columns(place):
         load_data("hub:owner/name")
 
 
-@pytest.mark.parametrize("name", ["hub:", "hub:mnist", "hub:a/b/c", "hub:/etc/passwd", "hub:../x/y"])
+@pytest.mark.parametrize(
+    "name", ["hub:", "hub:mnist", "hub:a/b/c", "hub:/etc/passwd", "hub:../x/y", "hub:../..", "hub:./x", "hub:x/.."]
+)
 def test_names_that_are_none_are_refused(name):
     with pytest.raises(ValueError, match=f"--data {name}: expected hub:OWNER/NAME"):
         load_data(name)

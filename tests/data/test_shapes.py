@@ -166,5 +166,15 @@ def test_augmented_batches_follow_the_run_s_random_numbers_and_keep_their_labels
 def test_flips_and_crops_are_settings_of_the_data():
     data = load_data("digits", 8, horizontal_flip=True, crop_padding=1)
     assert data.augment == Augment(True, 1) and load_data("digits", 8).augment is None
-    with pytest.raises(ValueError, match=r"--crop-padding must be in \[0, 8\), the images' side; got 8"):
+    with pytest.raises(ValueError, match=r"--crop-padding must be in \[0, 8\), the images' shorter side; got 8"):
         load_data("digits", 8, crop_padding=8)
+
+
+def test_oblong_images_are_cropped_up_to_their_shorter_side(tmp_path):
+    import numpy
+
+    numpy.save(tmp_path / "x.npy", numpy.random.default_rng(0).integers(0, 256, (20, 1, 6, 12), "uint8"))
+    data = load_data(str(tmp_path / "x.npy"), crop_padding=5)
+    assert next(iter(data.batches(4))).shape == (4, 1, 6, 12)
+    with pytest.raises(ValueError, match=r"--crop-padding must be in \[0, 6\), the images' shorter side; got 6"):
+        load_data(str(tmp_path / "x.npy"), crop_padding=6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrids.data import Data, encoded, folder
+from hybrids.data import Data, folder, folders
 
 R, N = 8, 26
 
@@ -30,7 +30,7 @@ def streamed(root, monkeypatch):
 
     def load(**settings):
         with monkeypatch.context() as patch:
-            patch.setattr(encoded.load_encoded, "__defaults__", (0, 2, 0))
+            patch.setattr(folders, "IN_MEMORY", 0)
             return folder(root, **settings)
 
     return load
@@ -53,15 +53,12 @@ def test_large_sets_stream_and_small_ones_do_not(root, streamed, capsys):
     assert Data.from_card(large.card()).shape == (3, R, R)
 
 
-def test_the_limit_is_of_decoded_bytes(root):
+def test_the_limit_is_of_decoded_bytes(root, monkeypatch):
     files = folder(root)
     size = len(files) * 3 * R * R
     for limit, streams in ((size, False), (size - 1, True)):
-        from hybrids.data.folders import Folder
-
-        whole = Folder(root)
-        data = encoded.load_encoded("x", whole, whole.held_out(), None, (), None, None, in_memory=limit)
-        assert (data.stream is not None) == streams
+        monkeypatch.setattr(folders, "IN_MEMORY", limit)
+        assert (folder(root).stream is not None) == streams
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -179,7 +176,7 @@ def test_skipped_images_of_a_stream_give_their_place_to_the_next(streamed, worke
     good = {i: image for i, image in zip(order, torch.cat(whole))}
     for i, image in zip(order, images):
         assert torch.equal(image, good[5 if i in (3, 4) else i])
-    assert len(data.stream.skipping.found) == 2
+    assert len(data.stream.skipping.bad) == 2
 
 
 def test_more_bad_images_than_may_be_skipped_end_the_stream(streamed):

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from small import linear
 from torch import nn
 
+from components.conditions import ClassEmbedding
 from hybrids import Player, Terms, train, unpack
 from hybrids.batch import check_batch, to_device
 from hybrids.data import Data
@@ -269,6 +270,12 @@ def test_a_batch_is_refused_with_its_sample(batch, message):
         play(player, [batch])
 
 
+def test_vectors_far_from_unit_scale_are_warned_of_in_the_first_step():
+    player, _ = linear()
+    with pytest.warns(UserWarning, match="a dimension of the batch has root mean square 5e"):
+        play(player, [torch.full((4, 2), 5000.0)])
+
+
 def test_the_second_micro_batch_is_looked_at_too():
     player, _ = linear()
     with pytest.raises(ValueError, match="sample 0 of the batch has NaN"):
@@ -283,8 +290,30 @@ def test_batches_within_range_pass():
 
 def test_a_batch_of_another_kind_is_refused():
     player, _ = linear()
-    with pytest.raises(TypeError, match=r"a tensor, or a mapping with x and cond; got list"):
-        play(player, [[torch.zeros(4, 2)]])
+    for batch, got in (
+        ([torch.zeros(4, 2)] * 3, "list of 3"),
+        ("x", "str"),
+        ((torch.zeros(4, 2), ["a"]), "tuple of 2"),
+    ):
+        with pytest.raises(TypeError, match=rf"a mapping with x and cond, or a pair \(x, cond\); got {got}"):
+            play(player, [batch])
+
+
+def test_batches_of_a_tensor_data_set_are_x_and_cond():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x, labels, seen = torch.randn(8, 2), torch.arange(8) % 4, []
+    layer = nn.Linear(2, 1)
+
+    def loss(batch):
+        seen.append(unpack(batch))
+        return Terms(a=layer(seen[-1][0])[:, 0])
+
+    player = Player(loss, [layer], optimizer=SGD)
+    play(player, DataLoader(TensorDataset(x), 4))
+    play(player, DataLoader(TensorDataset(x, labels), 4))
+    assert [cond is None for _, cond in seen] == [True, True, False, False]
+    assert torch.equal(torch.cat([x for x, _ in seen[2:]]), x) and torch.equal(seen[3][1], labels[4:])
 
 
 def test_columns_of_no_tensors_reach_the_loss_and_x_must_be_one():
@@ -344,3 +373,22 @@ def test_images_between_0_and_1_are_warned_of():
         warnings.simplefilter("error")
         for fine in (2 * x - 1, x - x.min() - 1e-6, x[:1], torch.ones_like(x), x[:, 0], torch.rand(4, 2, 3, 3)):
             check_batch(fine)
+
+
+@pytest.mark.parametrize("labels, got", [([1, 2, 3, 4], "1 … 4"), ([0, 1, 2, 7], "0 … 7"), ([0, -1, 2, 3], "-1 … 3")])
+@pytest.mark.parametrize("bad_step", [0, 2])
+def test_labels_out_of_range_are_refused_before_a_network_sees_them(labels, got, bad_step):
+    """In any step, whoever made the batch; without the check the label 4 is the null class, in silence."""
+    embedding = ClassEmbedding(4, 3)
+    steps = []
+
+    def loss(batch):
+        steps.append(batch["cond"].tolist())
+        return Terms(size=embedding(batch["cond"], batch["x"]).square().sum(1))
+
+    batches = [{"x": torch.zeros(4, 2), "cond": torch.tensor([0, 1, 2, 3])} for _ in range(4)]
+    batches[bad_step]["cond"] = torch.tensor(labels)
+    message = f"cond must be labels in 0 … 3, of a network with 4 classes; the batch has {got}: count from 0"
+    with pytest.raises(ValueError, match=message):
+        play(Player(loss, moves=[embedding], optimizer=SGD), batches, steps=4)
+    assert steps == [[0, 1, 2, 3]] * bad_step

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...data import Data, Mixture
+from ...data import Data
 from ..figures import (
     Figure,
     Unavailable,
@@ -47,7 +47,8 @@ class Bench:
     """Samples x (N, *shape), float32 on the CPU, and what several metrics of theirs share.
 
     Distances are between n samples and n real examples, n = min(N, half the training set); floors are the mean of the
-    same over random splits of 2n real examples.
+    same over random splits of 2n real examples. Vectors are compared at unit scale, as models see them, where every
+    dimension counts alike whatever its unit.
     Raises ValueError for samples of another shape, or not finite.
     """
 
@@ -83,10 +84,10 @@ class Bench:
     @cached_property
     def modes(self) -> tuple[dict[str, float], int, float]:
         """What is found of the modes, how many there are, and the share of exact samples that counts for one."""
-        density = self.data.density
-        if isinstance(density, Mixture):
+        mixture = self.data.modes
+        if mixture is not None:
             inside = torch.special.gammainc(torch.tensor(self.x.shape[1] / 2), torch.tensor(WITHIN**2 / 2)).item()
-            return coverage(self.x, density), len(density.means), inside
+            return coverage(self.x, mixture), len(mixture.means), inside
         if self.data.name == "stacked-digits" and self.data.shape[0] == 3:
             return stacked_coverage(self.x), 1000, 1.0
         raise Unavailable(f"{self.data.name} has no modes that are known: mixtures and stacked digits do")
@@ -130,7 +131,7 @@ def _wasserstein(bench: Bench) -> Figure:
 
 
 def _high_quality(bench: Bench) -> Figure:
-    if not isinstance(bench.data.density, Mixture):
+    if bench.data.modes is None:
         raise Unavailable(f"{bench.data.name} is no mixture of Gaussians")
     found, _, inside = bench.modes
     share, n = found["high_quality"], len(bench.x)

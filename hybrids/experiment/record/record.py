@@ -116,7 +116,9 @@ class Record:
                 self._show(step, pairs, "reconstructions", "reconstructions")
 
     def _show(self, step: int, x: Tensor, name: str, tag: str, columns: int | None = None) -> None:
-        self.logs.image(step, tag, save_picture(x, self.folder / "samples" / f"{name}-{step}.png", columns=columns))
+        path = self.folder / "samples" / f"{name}-{step}.png"
+        scale = {"mean": self.data.mean, "scale": self.data.scale}
+        self.logs.image(step, tag, save_picture(self.data.to_data(x), path, columns, **scale))
 
     def evaluate(self, step: int, model: nn.Module, conditional: bool = False) -> None:
         """The cheap numbers of `hybrids.evaluation`."""
@@ -154,6 +156,7 @@ class Record:
             f"{self.recipe} on {self.data.name} {self.data.shape} ({len(self.data)} examples), device {a.device}\n"
             f"effective batch {self.examples_per_step} = {s.batch_size} × {a.num_processes} process(es) × "
             f"{s.accumulation} micro-batch(es); parameters {self.parameters()}; run folder {self.folder}"
+            + (f"\nclasses {self.data.describe_classes()}" if self.data.classes else "")
             + (f"\ngoing on from {source} at step {start}" if source else "")
         )
 

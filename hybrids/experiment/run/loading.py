@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...data import Data, load_data
+from ...data import NAMES, Data, load_data
+from ...data.source import say
 from ...own import is_own, load_module
 from ...refusal import Refusal, asked
 from ..checkpoints import checkpoint as disk
@@ -17,7 +18,7 @@ from ..checkpoints.state import load_weights
 from ..settings import Settings
 from ..settings.fields import settings_of
 
-__all__ = ["checkpoint_of", "data_of", "load", "load_recipe"]
+__all__ = ["checkpoint_of", "data_of", "described_data", "load", "load_recipe"]
 
 
 def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> ModuleType:
@@ -62,9 +63,17 @@ def data_of(checkpoint: Path, data: str | None = None) -> Data:
             f"{checkpoint}: its data are made by a Python file, which is only run where you name it: "
             f"--data {settings['data']}"
         )
+    elif settings["data"] not in NAMES:
+        # A run may be a stranger's, and names whatever it likes.
+        say(f"{checkpoint}: reads the data that the run names, --data {settings['data']}")
     names = ("resolution", "channels", "skip_bad_images", "workers")
     with asked("data"):
         return load_data(settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None})
+
+
+def described_data(checkpoint: Path) -> Data:
+    """Return the data set of a checkpoint's run without its examples: shape, names of classes, scale."""
+    return Data.from_card(disk.load_manifest(checkpoint)["card"]["data"])
 
 
 def load(
@@ -75,6 +84,8 @@ def load(
 ) -> nn.Module:
     """The model of a run, or of one of its checkpoints, in eval mode and frozen: a teacher, a first stage, a prior.
 
+    Its `to_data(x)` maps samples of vectors to the data's own values (`Data.to_data`); images stay as they are.
+
     Arguments: run, its folder, or checkpoints/step-N within; recipe, the file of its recipe if that is not one of
     recipes/; ema, whether to take the moving average where there is one; device.
     Raises Refusal where there is no valid checkpoint, or the recipe now builds other networks.
@@ -83,13 +94,15 @@ def load(
     saved = disk.read(source, rank=0)
     module = load_recipe(str(saved.card["recipe"]), recipe)
     settings = _settings(module, saved.card["settings"])
-    stages = module.build(settings, Data.from_card(saved.card["data"]))
+    data = Data.from_card(saved.card["data"])
+    stages = module.build(settings, data)
     index = saved.states["progress"]["stage"]
     for i in range(index + 1):
         load_weights(stages[i].root(), saved.tensors[f"stage-{i}"], f"{source}, stage {stages[i].name!r}")
     model = stages[index].model
     if ema and "ema" in saved.tensors:
         load_weights(model, saved.tensors["ema"], f"{source}, the moving average")
+    model.to_data = data.to_data
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -95,7 +95,9 @@ class _Run:
         # What config.yaml records is resolved.
         self.settings = settings = replace(settings, data=self.data.name)
         if self.data.is_image:
-            self.settings = settings = replace(settings, resolution=self.data.shape[-1], channels=self.data.shape[0])
+            channels, height, width = self.data.shape
+            resolution = width if height == width else None
+            self.settings = settings = replace(settings, resolution=resolution, channels=channels)
         # All ranks build the same networks; noise is seeded per rank, later.
         seed_all(settings.seed)
         with asked(f"recipe {recipe} with --data {settings.data}"):
@@ -165,6 +167,7 @@ class _Run:
                 f"--resume {source}: its weights mean something else with other settings ({', '.join(structural)}); "
                 "expected the same, or a new run in another --out"
             )
+        self._check_data(source, saved.card["data"])
         if changed and a.is_main_process:
             print(f"settings changed since {source}: {', '.join(changed.values())}", flush=True)
         if saved.world_size != a.num_processes:
@@ -174,6 +177,22 @@ class _Run:
                 stacklevel=2,
             )
         return saved
+
+    def _check_data(self, source: Path, before: dict[str, Any]) -> None:
+        """Refuse data whose labels or vectors mean something else than the checkpoint's; print a changed number."""
+        now = self.data.card()
+        before = now | before
+        changed = [name for name in ("mean", "scale") if not _close(before[name], now[name], now["scale"])]
+        if any(stage.conditional for stage in self.stages) and before["class_names"] != now["class_names"]:
+            changed.append("class_names")
+        if changed:
+            raise Refusal(
+                f"--resume {source}: the data's {' and '.join(changed)} have changed since, from "
+                f"{before[changed[0]]} to {now[changed[0]]}; expected the data it was trained on, or a new run in "
+                "another --out"
+            )
+        if before["examples"] != now["examples"] and self.accelerator.is_main_process:
+            print(f"examples changed since {source}: {before['examples']} → {now['examples']}", flush=True)
 
     def _card(self) -> dict[str, Any]:
         import yaml
@@ -297,6 +316,11 @@ def _options(settings: Settings) -> dict[str, Any]:
     """What the settings say of the data beyond its shape, where it is not the default."""
     names = ("horizontal_flip", "crop_padding", "skip_bad_images", "workers")
     return {name: value for name in names if (value := getattr(settings, name)) != getattr(Settings, name)}
+
+
+def _close(a: Sequence[float], b: Sequence[float], scale: Sequence[float]) -> bool:
+    """Whether numbers are equal to a millionth of the scale: sums depend on how many threads add."""
+    return len(a) == len(b) and all(abs(x - y) <= 1e-6 * s for x, y, s in zip(a, b, scale))
 
 
 def _due(step: int, every: int | None) -> bool:
