@@ -1,4 +1,4 @@
-"""Parts of generative models: each is usable alone and knows nothing of training."""
+"""Parts of generative models: each is usable alone and independent of training."""
 
 PROJECT = "hybrids"
-"""Says whose `components` this is: the name is not rare."""
+"""The project that this package belongs to, since other packages may be called `components`."""

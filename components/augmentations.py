@@ -22,11 +22,12 @@ class DiffAugment(nn.Module):
         translation  by up to round(s H/8) and round(s W/8) pixels, zeros coming in
         cutout       of a box of round(s H/2) by round(s W/2) pixels, wherever its centre falls in the image, to zero
 
-    For a critic with little data: as `Critic(augment=...)` it is applied to real and fake alike, and the generator's
-    gradient passes through it. Strength 0 is the identity, 1 the paper's. Zhao et al. 2020, arXiv 2006.10738.
+    For a critic with little data: with `Critic(augment=...)` it is applied to real and fake examples, and the
+    generator's gradient passes through it. Strength 0 is the identity, 1 the paper's. Zhao et al. 2020, arXiv
+    2006.10738.
 
     Arguments:
-        kinds: applied in this order whatever the order given.
+        kinds: applied in the order color, translation, cutout.
         strength: s in [0, 1].
     Raises:
         ValueError: a kind is unknown, or strength is out of range.
@@ -107,9 +108,9 @@ def random_crop(x: Tensor, padding: int, fill: float = 0.0, generator: torch.Gen
 
 
 def _check(kinds: Sequence[Kind], strength: float) -> None:
-    """Raise ValueError for arguments of DiffAugment that cannot be."""
+    """Raise ValueError for invalid arguments of DiffAugment."""
     if not set(kinds) <= set(get_args(Kind)):
-        raise ValueError(f"kinds must be out of {get_args(Kind)}; got {tuple(kinds)}")
+        raise ValueError(f"kinds must be some of {', '.join(get_args(Kind))}; got {tuple(kinds)}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1]; got {strength}")
 
@@ -137,7 +138,7 @@ def _integers(x: Tensor, count: int, generator: torch.Generator | None) -> Tenso
 
 
 def _translated(x: Tensor, down: Tensor, right: Tensor, fill: float = 0.0) -> Tensor:
-    """Return x moved by whole pixels (B, 1, 1, 1), what comes in from outside being `fill`."""
+    """Return x translated by integer numbers of pixels (B, 1, 1, 1), with `fill` outside the image."""
     _, channels, height, width = x.shape
     rows, columns = _grid(x)
     rows, columns = rows - down, columns - right

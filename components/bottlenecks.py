@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .distributions import per_example
 from .precision import full_precision, wide
-from .ranks import place, shared, sum_over_ranks
+from .ranks import rank_and_world, shared, sum_over_ranks
 
 __all__ = ["FSQ", "VQ", "Quantized"]
 
@@ -37,9 +37,9 @@ class Quantized:
 class VQ(nn.Module):
     """Vector quantization: each vector of z becomes its nearest code, z_q = e_k, k = argmin_j ‖z - e_j‖.
 
-    Losses, summed over the event, with sg the stop of the gradient: commitment, β ‖z - sg[e_k]‖², and without `decay`
-    codebook, ‖sg[z] - e_k‖². (A well-known implementation has β on the wrong one of the two; for losses of the mean,
-    multiply by 1/d.) They are of the z before the straight-through estimator z_q = z + sg[e_k - z], whose Jacobian is
+    The losses are summed over the event, sg being the stop of the gradient: commitment, β ‖z - sg[e_k]‖², and without
+    `decay` codebook, ‖sg[z] - e_k‖². (The code of Esser et al. has β on the other one of the two; for losses that are
+    means, multiply by 1/d.) z is that before the straight-through estimator z_q = z + sg[e_k - z], whose Jacobian is
     the identity. van den Oord et al. 2017, arXiv 1711.00937, eq. 3; Esser et al. 2021, arXiv 2012.09841.
 
     With `decay` the codes are buffers that follow the means of their vectors (its appendix A.1): with n_k the vectors
@@ -53,9 +53,9 @@ class VQ(nn.Module):
     A dead code, of N_k ≤ revive mean(N), becomes a vector of the batch drawn at random, and N_k the mean. All are dead
     at first, so the codes start from the first batch. revive=0 revives none later.
 
-    Counts, sums and draws are those of all processes: every process must call the forward. The codebook moves only in
-    training mode with gradients enabled, so not where a critic's turn encodes under no_grad; there and in eval mode
-    nothing is communicated and the perplexity is of this process's batch alone.
+    Counts, sums and draws are over all processes: every process must call the forward. The codebook is updated only in
+    training mode with gradients enabled, so not in a critic's turn, which encodes under no_grad; there and in eval mode
+    nothing is communicated, and the perplexity is that of this process's batch.
 
     Arguments:
         codes: K, at least 2.
@@ -132,7 +132,7 @@ class VQ(nn.Module):
         mean = self.counts.mean()
         dead = self.counts <= self.revive * mean
         # before anything was counted, an equal share of this batch
-        share = torch.where(mean > 0, mean, len(vectors) * place()[1] / self.codes)
+        share = torch.where(mean > 0, mean, len(vectors) * rank_and_world()[1] / self.codes)
         self.codebook.copy_(torch.where(dead[:, None], candidates, self.codebook))
         self.counts.copy_(torch.where(dead, share, self.counts))
 

@@ -1,4 +1,4 @@
-"""Conditions: class labels, or tokens with a mask; how examples lose them, and how networks embed them and time.
+"""Conditions, class labels or tokens with a mask: their dropout, and their embedding and that of time in networks.
 
 The null condition is the label `num_classes`, or a mask that is False everywhere; cond=None is the null condition of
 all examples.
@@ -30,7 +30,7 @@ def drop(
         num_classes: the null label.
         generator: on the condition's device; None for torch's own.
     Raises:
-        ValueError: p is outside [0, 1], labels come without num_classes, or the mask is not (B, L).
+        ValueError: p is outside [0, 1], num_classes is None for labels, or the mask is not (B, L).
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1]; got {p}")

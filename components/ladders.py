@@ -1,4 +1,4 @@
-"""Learned levels of a hierarchical VAE: a state from the top down, and features of x from the bottom up.
+"""Learned levels of a hierarchical VAE, with a top-down state and bottom-up features of x.
 
 A level's prior p(z|h) depends on the state h above it, its posterior q(z|h, f) on h and on the features f of x at its
 own resolution. The state below is computed from h and z. Vahdat & Kautz 2020, 2007.03898; Child 2020, 2011.10650.
@@ -115,14 +115,14 @@ class DenseBottomUp(nn.Module):
 class TopDownLevel(nn.Module):
     """p(z|h) and q(z|h, f) as diagonal Gaussians, and the state below, body(h + project(z)).
 
-    h is the state above, (B, C, ...), and at the top a learned constant; f = x[place], this level's features of x.
+    h is the state above, (B, C, ...), and at the top a learned constant; f = x[index], this level's features of x.
 
     Arguments:
         prior: a network of h to means and log stds of z.
         posterior: a network of h and f, concatenated along channels, to means and log stds of z.
         project: a network of z to the channels of h.
         body: a network of h + project(z) to the state below.
-        place: index of this level's features in what the encoder returns.
+        index: of this level's features in the encoder's output.
         start: the shape of h, at the top only.
         num_classes: for labels, whose embedding the top adds to h, from where it reaches every level.
     """
@@ -133,13 +133,13 @@ class TopDownLevel(nn.Module):
         posterior: nn.Module,
         project: nn.Module,
         body: nn.Module,
-        place: int,
+        index: int,
         start: tuple[int, ...] | None = None,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.to_prior, self.to_posterior, self.project, self.body = prior, posterior, project, body
-        self.place, self.head = place, NormalHead("learned", LIMITS)
+        self.index, self.head = index, NormalHead("learned", LIMITS)
         self.start = None if start is None else nn.Parameter(torch.zeros(1, *start))
         self.label = None if start is None else ClassEmbedding(num_classes, start[0])
 
@@ -170,13 +170,13 @@ class TopDownLevel(nn.Module):
             above, cond: as `prior`.
             x: the features of every level, as the encoder returns them.
         Raises:
-            ValueError: x[place] has not the sides of h.
+            ValueError: x[index] does not have the sides of h.
         """
-        features, h = x[self.place], self._state(above, cond)
+        features, h = x[self.index], self._state(above, cond)
         if features.ndim != h.ndim or features.shape[2:] != h.shape[2:]:
             expected = ", ".join(["B", "C", *map(str, h.shape[2:])])
             raise ValueError(
-                f"x[{self.place}] must be the encoder's features of this level, ({expected}) as its state is; "
+                f"x[{self.index}] must be the encoder's features of this level, ({expected}) as its state is; "
                 f"got shape {tuple(features.shape)}"
             )
         return self.head(self.to_posterior(torch.cat([h.expand(len(features), *h.shape[1:]), features], dim=1)))
@@ -188,7 +188,7 @@ class TopDownLevel(nn.Module):
 
 @dataclass(frozen=True)
 class Ladder:
-    """A hierarchical VAE but for its last decoder: encoder, levels from the top, shape of the lowest state."""
+    """A hierarchical VAE without its last decoder: encoder, levels from the top, shape of the lowest state."""
 
     encoder: nn.Module
     levels: list[TopDownLevel]
@@ -205,8 +205,8 @@ def convolutional_ladder(
 ) -> Ladder:
     """Return levels for images, each of twice the resolution of the one above.
 
-    The top is at 4 × 4, or lower if so many levels lead there; the lowest state may be coarser than the image, for a
-    ResidualDecoder to double on. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
+    The top is at 4 × 4, or at a lower resolution for many levels; the lowest state may be coarser than the image: a
+    ResidualDecoder upsamples it. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
 
     Arguments:
         shape: (C, H, W) of x.
@@ -248,7 +248,7 @@ def convolutional_ladder(
                     Upsample(channels),
                     ResidualLevel(channels, below, blocks),
                 ),
-                place=i,
+                index=i,
                 start=None if i else (channels, *top),
                 num_classes=num_classes,
             )
@@ -284,7 +284,7 @@ def dense_ladder(
             ),
             project=nn.Linear(latent, width),
             body=DenseBlock(width) if i + 1 < levels else nn.Identity(),
-            place=i,
+            index=i,
             start=None if i else (width,),
             num_classes=num_classes,
         )

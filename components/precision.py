@@ -1,4 +1,4 @@
-"""Where arithmetic must be exact: autocast off, half precision widened."""
+"""Numerical precision: autocast switched off, half precision widened."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ def widest(t: Tensor | float, device: torch.device | None = None) -> Tensor:
     """Return t as a float64 tensor: in bf16 the first ten of a thousand noise levels would be zero.
 
     Arguments:
-        t: a tensor of any shape, or a Python float, all of whose digits are kept.
+        t: a tensor of any shape, or a Python float, which is converted exactly.
         device: of the result; None: that of t. Apple's MPS has no float64; there, float32.
     """
     if not isinstance(t, Tensor):

@@ -51,8 +51,8 @@ class Captioned(nn.Module):
 class CharacterEncoder(nn.Module):
     """A small transformer on characters: text to tokens (B, L, F), one for each character, and their mask.
 
-    It is trained together with the network that it conditions; it needs no download and has learned no language before.
-    A character is its code point up to 126, any other the code 127; what is longer than `length` is cut. Attention
+    It is trained together with the network that it conditions; it needs no download and is not pretrained.
+    The code of a character is its code point up to 126, else 127; text longer than `length` is truncated. Attention
     masks positions without a character.
 
     Arguments:
@@ -62,13 +62,13 @@ class CharacterEncoder(nn.Module):
         heads: attention heads.
     """
 
-    places: Tensor
+    position_embedding: Tensor
 
     def __init__(self, features: int = 64, length: int = 32, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
         self.features, self.length = features, length
         self.characters = nn.Embedding(128, features)
-        self.register_buffer("places", positions(features, length), persistent=False)
+        self.register_buffer("position_embedding", positions(features, length), persistent=False)
         self.attentions = nn.ModuleList(Attention(features, heads) for _ in range(depth))
         self.mlps = nn.ModuleList(
             nn.Sequential(
@@ -90,7 +90,7 @@ class CharacterEncoder(nn.Module):
     def forward(self, codes: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return (tokens (B, L, F), mask) of what `tokenize` returned; raises ValueError for other codes."""
         check_event("codes", codes, (self.length,))
-        h = self.characters(codes) + self.places
+        h = self.characters(codes) + self.position_embedding
         # An empty text would attend to nothing, which is NaN.
         visible = mask | ~mask.any(1, keepdim=True)
         for norm, attention, mlp in zip(self.norms, self.attentions, self.mlps):

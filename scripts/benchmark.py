@@ -205,14 +205,14 @@ def metrics() -> None:
 
     from hybrids.data import shapes
     from hybrids.evaluation import measure
-    from hybrids.evaluation.samples.bench import OF_SAMPLES
+    from hybrids.evaluation.sample_metrics import SAMPLE_METRICS
 
     known, drawn = shapes(32, 20_000, 1000), shapes(32, 10_000, 10, seed=1)
     assert drawn.x is not None
     x = drawn.decode(drawn.x)
     # Those of points, of digits, and of weights that are not at hand.
     elsewhere = {"fid", "kid", "wasserstein", "high_quality", "log_density", "confidence", "modes", "kl"}
-    names = [name for name in OF_SAMPLES if name not in elsewhere]
+    names = [name for name in SAMPLE_METRICS if name not in elsewhere]
     scale = 1024**3 if sys.platform == "darwin" else 1024**2
     for features in ("pixels", "auto"):
         wall, cpu = time.perf_counter(), time.process_time()

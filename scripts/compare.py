@@ -1,11 +1,11 @@
-"""Train recipes on the same data with the same budget and as many parameters, measure them alike, write a report.
+"""Compare recipes on the same data, with the same budget and number of parameters: train, measure, write a report.
 
     python scripts/compare.py --data digits --images 64000 --seeds 3 --out runs/comparison
     python scripts/compare.py --recipes vae gan ddpm --data shapes --seconds 600 --jobs 2 --out runs/shapes
     python scripts/compare.py --recipes vae ./mine.py --images 64000 --metrics all ./mine.py:metric --out runs/mine
 
-Each run is a process of its own, in OUT/runs/RECIPE/seed-K. Stopped or killed, the same command goes on: what is
-finished is neither trained nor measured again. Recipes and seeds may be added to what is there.
+Each run is a process of its own, in OUT/runs/RECIPE/seed-K. The same command continues an interrupted comparison:
+finished runs are neither trained nor measured again. Recipes and seeds can be added to a comparison.
 """
 
 import argparse
@@ -37,35 +37,35 @@ SHOWN = (
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Recipes beside each other, on equal terms.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Compare recipes: same data, budget and number of parameters.", allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--recipes", nargs="+", default=list(DEFAULT), help="which, by name, or one's own by its file (%(default)s)")
+    add("--recipes", nargs="+", default=list(DEFAULT), help="recipes by name, or your own by file (%(default)s)")
     add(
         "--data",
         default="digits",
-        help="as of a recipe: a data set by name, hub:OWNER/NAME, a folder, FILE.py:NAME (digits)",
+        help="data set as of a recipe: a name, hub:OWNER/NAME, a folder, FILE.py:NAME (digits)",
     )
-    add("--resolution", type=int, help="of images; digits are 8 × 8 unless told otherwise")
-    add(
-        "--images", type=float, help="budget of each run: examples seen; recipes of two stages split any budget in half"
-    )
+    add("--resolution", type=int, help="resolution of images (digits: 8)")
+    add("--images", type=float, help="budget of each run: training examples; two stages have half of any budget each")
     add("--flops", type=float, help="budget of each run: floating-point operations of training")
-    add("--seconds", type=float, help="budget of each run: seconds of training, by a pilot's time of a step")
-    add("--parameters", type=int, help="that widths are chosen for (the median of what the recipes have by default)")
-    add("--seeds", type=int, default=1, help="how many: 0, 1, … (1)")
-    add("--samples", type=int, default=2000, help="that each run is measured on (2000)")
-    add("--curve-samples", type=int, default=500, help="at each point of a curve (500)")
-    add("--metrics", nargs="+", help="which, by name, all, or FILE.py:NAME (all that data and model can have)")
-    add("--jobs", type=int, default=1, help="processes at once; with several GPUs each has one in turn (1)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train and to measure")
+    add("--seconds", type=float, help="budget of each run: seconds of training; a pilot measures a step")
+    add("--parameters", type=int, help="number of parameters for which widths are chosen (median of the default sizes)")
+    add("--seeds", type=int, default=1, help="number of runs of each recipe, with seeds 0, 1, … (1)")
+    add("--samples", type=int, default=2000, help="number of samples on which a run is measured (2000)")
+    add("--curve-samples", type=int, default=500, help="number of samples at each point of a curve (500)")
+    add("--metrics", nargs="+", help="metrics by name, all, or FILE.py:NAME (all)")
+    add("--jobs", type=int, default=1, help="processes at a time; several GPUs are used in turn (1)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device of training and measurement")
     add("--set", action="append", default=[], metavar='RECIPE="--flag value ..."', help="further settings of a recipe")
     add("--out", type=Path, help="folder of runs, measurements and report")
-    add("--report-only", action="store_true", help="train and measure nothing: the report of what is there")
+    add("--report-only", action="store_true", help="only write the report of an existing comparison")
     return parser.parse_args()
 
 
 def options_of(given: argparse.Namespace) -> Options:
-    """Return the options. Raises Refusal with all that is wrong with the command line."""
+    """Return the options of a command line. Raises Refusal with all its errors."""
     budgets = {kind: value for kind in BUDGETS if (value := getattr(given, kind)) is not None}
     errors = []
     if len(budgets) != 1:
@@ -79,7 +79,7 @@ def options_of(given: argparse.Namespace) -> Options:
         else:
             words[recipe] = text
     if given.out is None:
-        errors.append("--out: is missing; give the folder of runs, measurements and report")
+        errors.append("--out: missing; give the folder of runs, measurements and report")
     kind, value = next(iter(budgets.items()), ("images", 1.0))
     options = Options(
         recipes=tuple(given.recipes),
@@ -103,25 +103,25 @@ def options_of(given: argparse.Namespace) -> Options:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return the axes as a table of the means over seeds, why numbers are missing, the costs, and what went wrong."""
+    """Return tables of means over seeds and of costs, with reasons for missing numbers, warnings and failures."""
     axes = {metric["name"]: metric["axis"] for metric in report["metrics"]}
     shown = [name for name in (*SHOWN, *(name for name in axes if axes[name] not in AXES)) if name in axes]
     reasons: dict[str, str] = {}
 
-    def cell(figures: Mapping[str, float | None], missing: Mapping[str, str], name: str) -> object:
+    def cell(values: Mapping[str, float | None], missing: Mapping[str, str], name: str) -> object:
         why = missing.get(name) or missing.get("samples")
-        if figures.get(name) is not None or why is None:
-            return figures.get(name, "")
+        if values.get(name) is not None or why is None:
+            return values.get(name, "")
         return f"– ({reasons.setdefault(why, _letter(len(reasons)))})"
 
     rows: list[dict[str, object]] = []
     if report["real"]:
-        real = {name: figure["value"] for name, figure in report["real"].items()}
+        real = {name: measurement["value"] for name, measurement in report["real"].items()}
         rows.append(
             {"recipe": "real", "parameters": "", **{name: cell(real, report["real_missing"], name) for name in shown}}
         )
     for recipe in report["recipes"]:
-        means = {name: figure["mean"] for name, figure in recipe["summary"].items()}
+        means = {name: over_seeds["mean"] for name, over_seeds in recipe["summary"].items()}
         cells = {name: cell(means, recipe["missing"], name) for name in shown}
         rows.append({"recipe": recipe["recipe"], "parameters": recipe["parameters"] or "", **cells})
         if recipe["state"] != "finished":
@@ -153,7 +153,7 @@ def main() -> None:
             if code:
                 sys.exit(code)
         elif given.out is None:
-            raise Refusal("--out: is missing; give the folder of a comparison")
+            raise Refusal("--out: missing; give the folder of a comparison")
         report = report_of(given.out)
     print(summary(report))
     page = given.out / "report.html"

@@ -1,13 +1,13 @@
-"""Measure a run on data it was not trained on: the likelihood, with its parts and standard errors, or its samples.
+"""Evaluate a run on held-out data: its likelihood with terms and standard errors, or metrics of its samples.
 
     python scripts/evaluate.py RUN --likelihood [--importance-samples 100] [--ode] [--examples 200] [--out FILE.json]
-    accelerate launch --num_processes 4 scripts/evaluate.py RUN --likelihood      # the same numbers, sooner
+    accelerate launch --num_processes 4 scripts/evaluate.py RUN --likelihood      # the same numbers, in less time
     python scripts/evaluate.py RUN --metrics [frechet recall ...] [--samples 2000]     # as in scripts/compare.py
-    python scripts/evaluate.py RUN --metrics all my_metrics.py:saturation              # with one of your own
+    python scripts/evaluate.py RUN --metrics all my_metrics.py:saturation              # with a metric of your own
 
-Chunks of examples are dealt to the processes, each with noise of its own number, so their number changes nothing. What
-is finished is kept beside --out: an evaluation that was killed goes on when it is started again. --metrics is one
-process's work.
+Chunks of examples are distributed over the processes; the noise of a chunk depends on its number alone, so the result
+does not depend on the number of processes. Finished chunks are stored beside --out, and the same command continues an
+interrupted evaluation. --metrics runs on one process.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from hybrids import load
 from hybrids.data import Data
-from hybrids.evaluation import Figures, Metric, Scorer, measure
+from hybrids.evaluation import Measurements, Metric, Scorer, measure
 from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihood import measured_times
 from hybrids.evaluation.metrics import LEAST_SAMPLES, metrics_of
@@ -40,41 +40,41 @@ from hybrids.refusal import asked
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure a run on data it was not trained on.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Evaluate a run on held-out data.", allow_abbrev=False)
     add = parser.add_argument
     add("run", type=Path, help="run folder, or checkpoints/step-N within one")
     add(
         "--metrics",
         nargs="*",
         metavar="NAME",
-        help="of samples, latents and cost: these, or all; FILE.py:FUNCTION is your own",
+        help="measure these metrics of samples, latents and cost, or all; FILE.py:FUNCTION is a metric of your own",
     )
-    add("--samples", type=int, default=2000, help="drawn for --metrics (2000)")
-    add("--likelihood", action="store_true", help="the bound on -log p(x), in nats and bits/dim, with its parts")
-    add("--every-level", action="store_true", help="sum the bound over all levels, instead of drawing them")
-    add("--draws", type=int, default=4096, help="examples that random levels are averaged over, at least (4096)")
-    add("--importance-times", action="store_true", help="draw a diffusion's levels where the bound is large")
+    add("--samples", type=int, default=2000, help="number of samples for --metrics (2000)")
+    add("--likelihood", action="store_true", help="measure the bound on -log p(x), in nats and bits/dim, and its terms")
+    add("--every-level", action="store_true", help="sum the bound over all levels instead of drawing levels")
+    add("--draws", type=int, default=4096, help="least number of draws over which random levels are averaged (4096)")
+    add("--importance-times", action="store_true", help="draw a diffusion's levels in proportion to the bound")
     add("--importance-samples", type=int, default=0, help="K of the importance-weighted bound (0: none)")
-    add("--ode", action="store_true", help="log p(x) by the probability flow")
-    add("--no-bound", action="store_true", help="no bound, of flows that have none")
+    add("--ode", action="store_true", help="measure log p(x) by the probability flow")
+    add("--no-bound", action="store_true", help="skip the bound, for flows of models that have none")
     add("--tolerance", type=float, default=1e-5, help="rtol and atol of the adaptive solver (1e-5)")
-    add("--ode-steps", type=int, help="so many even steps of rk4 instead; no process waits for another's")
+    add("--ode-steps", type=int, help="use this number of equal steps of rk4 instead of the adaptive solver")
     add("--divergence", choices=("exact", "rademacher", "gaussian"), help="exact up to 64 dimensions, else rademacher")
     add("--dequantization", choices=("uniform", "encoder"), default="uniform", help="of grey levels, for --ode")
-    add("--labels", action="store_true", help="p(x|label) of a conditional model")
-    add("--split", choices=("held-out", "train"), default="held-out", help="which examples (held-out)")
-    add("--examples", type=int, help="only the first so many")
-    add("--batch-size", type=int, default=64, help="examples in a chunk; another one, other noise (64)")
+    add("--labels", action="store_true", help="measure p(x|label) of a conditional model")
+    add("--split", choices=("held-out", "train"), default="held-out", help="the examples to use (held-out)")
+    add("--examples", type=int, help="use only the first so many examples")
+    add("--batch-size", type=int, default=64, help="examples in a chunk; it changes the noise (64)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")
-    add("--no-ema", action="store_true", help="the weights themselves, not their moving average")
-    add("--device", choices=("auto", "cpu"), default="auto", help="where to compute (auto)")
-    add("--recipe", type=Path, help="the file of the run's recipe, if it is not one of recipes/")
-    add("--data", help="the data set, instead of what the run says; a run of data of your own, FILE.py:NAME, needs it")
-    add("--out", type=Path, help="the numbers, as JSON; default RUN/evaluation.json, of --metrics RUN/measured.json")
+    add("--no-ema", action="store_true", help="use the weights themselves, not their moving average")
+    add("--device", choices=("auto", "cpu"), default="auto", help="device (auto)")
+    add("--recipe", type=Path, help="file of the run's recipe, if it is not one of recipes/")
+    add("--data", help="data set instead of the run's; required for a run on data of your own, FILE.py:NAME")
+    add("--out", type=Path, help="JSON file of the results (RUN/evaluation.json; with --metrics RUN/measured.json)")
     given = parser.parse_args()
     given.likelihood |= given.ode or given.importance_samples > 0
     if given.likelihood == (given.metrics is not None):
-        parser.error("nothing to measure, or two things: give --likelihood or --metrics")
+        parser.error(f"give either --likelihood or --metrics; got {'both' if given.likelihood else 'neither'}")
     least_of = {"batch_size": 1, "draws": 1, "importance_samples": 0, "examples": 1, "ode_steps": 1}
     for name, least in {**least_of, "samples": LEAST_SAMPLES}.items():
         if (value := getattr(given, name)) is not None and value < least:
@@ -85,22 +85,22 @@ def arguments() -> argparse.Namespace:
 
 
 def examples(given: argparse.Namespace, source: Path) -> tuple[Data, Tensor, Tensor | None]:
-    """The data set, its examples as they are stored, and their labels if asked for."""
+    """Return the data set, its examples in the stored format, and their labels with --labels."""
     data = data_of(source, given.data)
     held_out = given.split == "held-out"
     x, labels = (data.held_out, data.held_out_labels) if held_out else (data.x, data.labels)
     if x is None or not len(x):
         raise Refusal(f"--split {given.split}: {data.name} has no such examples in memory; use the other split")
     if given.labels and labels is None:
-        raise Refusal(f"--labels: {data.name} has none")
-    number = slice(given.examples)
-    return data, x[number], labels[number] if given.labels and labels is not None else None
+        raise Refusal(f"--labels: {data.name} has no labels; leave it out")
+    first = slice(given.examples)
+    return data, x[first], labels[first] if given.labels and labels is not None else None
 
 
 def scorer_of(
-    model: nn.Module, given: argparse.Namespace, data: Data, x: Tensor, cond: Tensor | None, many: int
+    model: nn.Module, given: argparse.Namespace, data: Data, x: Tensor, cond: Tensor | None, total: int
 ) -> Scorer:
-    """What is to be measured of an example of the data; x and cond, some of them, and how many there are."""
+    """Return the scorer that the options describe; x and cond are the first of `total` examples of the data."""
     flow = None
     if given.ode:
         divergence = given.divergence or ("exact" if x[0].numel() <= 64 else "rademacher")
@@ -109,7 +109,7 @@ def scorer_of(
             flow |= {"method": "rk4", "steps": given.ode_steps}
     return Scorer(
         model,
-        repeats=1 if given.every_level else math.ceil(given.draws / many),
+        repeats=1 if given.every_level else math.ceil(given.draws / total),
         every_level=given.every_level,
         times=measured_times(model, x, cond) if given.importance_times else None,
         importance_samples=given.importance_samples,
@@ -122,38 +122,39 @@ def scorer_of(
 
 
 def finished(out: Path) -> dict[str, Any]:
-    """What an evaluation wrote, or nothing."""
+    """Return the results of a finished evaluation, or an empty dictionary."""
     try:
-        found = json.loads(out.read_text(encoding="utf-8"))
+        results = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "likelihood" in found else {}
+    return results if isinstance(results, dict) and "likelihood" in results else {}
 
 
-def table(found: dict[str, Any]) -> str:
-    width = max(map(len, found))
-    shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in found.items()}
+def table(likelihood: dict[str, Any]) -> str:
+    """Return a line for each number of a likelihood."""
+    width = max(map(len, likelihood))
+    shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in likelihood.items()}
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
 
-def metrics_table(found: Figures, known: Mapping[str, Metric]) -> str:
-    """Return a line for each metric: value, interval, floor, unit; a dash and the reason where it cannot be had."""
+def metrics_table(measurements: Measurements, known: Mapping[str, Metric]) -> str:
+    """Return a line for each metric: value, interval, floor, unit; a dash and the reason for a missing one."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4g}"
 
     rows = [("metric", "value", "95% interval", "floor", "unit")]
-    for name, figure in found.items():
-        interval = "" if figure.low is None else f"{number(figure.low)} to {number(figure.high)}"
-        rows.append((name, number(figure.value), interval, number(figure.floor), known[name].unit))
+    for name, one in measurements.items():
+        interval = "" if one.low is None else f"{number(one.low)} to {number(one.high)}"
+        rows.append((name, number(one.value), interval, number(one.floor), known[name].unit))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    wide = max(map(len, [*found, *found.missing]))
-    return "\n".join([*lines, *(f"{name:<{wide}}  -  {why}" for name, why in found.missing.items())])
+    wide = max(map(len, [*measurements, *measurements.missing]))
+    return "\n".join([*lines, *(f"{name:<{wide}}  -  {why}" for name, why in measurements.missing.items())])
 
 
 def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None:
-    """--metrics, on the main process."""
+    """Measure the metrics of --metrics on the main process, write and print them."""
     if not accelerator.is_main_process:
         return
     source = checkpoint_of(given.run)
@@ -161,7 +162,7 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
         metrics = metrics_of(given.metrics or None)
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
     with asked(f"--metrics of {given.run}"):
-        found = measure(
+        measurements = measure(
             model,
             data_of(source, given.data),
             accelerator.device,
@@ -170,20 +171,21 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
             metrics=metrics,
         )
     out = given.out or folder_of(source) / "measured.json"
-    card = {"checkpoint": source.name, "samples": given.samples, "seed": given.seed}
+    settings = {"checkpoint": source.name, "samples": given.samples, "seed": given.seed}
     known = {metric.name: metric for metric in metrics}
-    figures = {name: {**asdict(figure), "says": known[name].says} for name, figure in found.items()}
-    body = {"run": str(given.run), "settings": card, "metrics": figures, "missing": found.missing}
+    entries = {name: {**asdict(one), "says": known[name].says} for name, one in measurements.items()}
+    body = {"run": str(given.run), "settings": settings, "metrics": entries, "missing": measurements.missing}
     write_whole(out, json.dumps(body, indent=2) + "\n")
-    print(f"{metrics_table(found, known)}\n{out}")
+    print(f"{metrics_table(measurements, known)}\n{out}")
 
 
 def folder_of(source: Path) -> Path:
-    """The run folder of a checkpoint."""
+    """Return the run folder of a checkpoint."""
     return source.parent.parent if source.parent.name == "checkpoints" else source
 
 
 def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
+    """Measure the likelihood on all processes; write and print it on the main one."""
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     source = checkpoint_of(given.run)
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
@@ -196,16 +198,17 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
 
     out = given.out or folder_of(source) / "evaluation.json"
     others = ("run", "out", "device", "recipe", "metrics", "samples")
-    card = {name: value for name, value in vars(given).items() if name not in others}
-    card |= {"checkpoint": source.name, "digest": hashlib.sha256((source / "manifest.json").read_bytes()).hexdigest()}
-    card = json.loads(json.dumps(card | {"data": data.name, "found": len(stored)}))
-    chunks = Chunks(out.with_name(f".{out.name}.parts"), card)
+    settings = {name: value for name, value in vars(given).items() if name not in others}
+    digest = hashlib.sha256((source / "manifest.json").read_bytes()).hexdigest()
+    settings |= {"checkpoint": source.name, "digest": digest, "data": data.name, "found": len(stored)}
+    settings = json.loads(json.dumps(settings))
+    chunks = Chunks(out.with_name(f".{out.name}.parts"), settings)
 
-    if decide_on_main(accelerator, lambda: out if finished(out).get("settings") == card else None) is not None:
+    if decide_on_main(accelerator, lambda: out if finished(out).get("settings") == settings else None) is not None:
         if main:
-            print(f"{table(finished(out)['likelihood'])}\n{out}: was finished before; nothing to do", flush=True)
+            print(f"{table(finished(out)['likelihood'])}\n{out}: already finished with these settings", flush=True)
         return
-    # Each process measures the same times, on the same noise.
+    # All processes measure the importance of levels on the same noise, so that they agree.
     torch.manual_seed(given.seed)
     try:
         with asked(f"--likelihood of {given.run}"):
@@ -216,7 +219,7 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
     def claim() -> None:
         stack.enter_context(lock(chunks.folder))
         if changed := chunks.claim():
-            print(f"settings changed ({', '.join(changed)}): starting over", flush=True)
+            print(f"settings changed ({', '.join(changed)}): starting from the beginning", flush=True)
 
     decide_on_main(accelerator, claim)
     mine = range(rank, len(cuts), world)
@@ -236,10 +239,11 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
         raise Refusal(errors)
     if main:
         values = [chunks.read(number) for number in range(len(cuts))]
-        found = scorer.summary(values, stored[0].numel())
-        write_whole(out, json.dumps({"run": str(given.run), "settings": card, "likelihood": found}, indent=2) + "\n")
+        likelihood = scorer.summary(values, stored[0].numel())
+        body = {"run": str(given.run), "settings": settings, "likelihood": likelihood}
+        write_whole(out, json.dumps(body, indent=2) + "\n")
         chunks.remove()
-        print(f"{table(found)}\n{out}")
+        print(f"{table(likelihood)}\n{out}")
     accelerator.wait_for_everyone()
 
 

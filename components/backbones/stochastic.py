@@ -1,4 +1,4 @@
-"""A backbone with a latent of its own: the same (x_t, t) has many outputs, one for each z."""
+"""A backbone with a latent z as additional input, so that (x_t, t) has many outputs, one for each z."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ class Stochastic(nn.Module):
         Arguments:
             x_t, t, cond, given: as the backbone takes them.
             z: (B, latent).
-            hidden: names out of `layers`, whose features then come beside the output.
+            hidden: names out of `layers`, whose features are returned with the output.
         Raises:
             ValueError: z is missing or is not (B, latent).
         """

@@ -60,9 +60,9 @@ class DiT(nn.Module):
         check_patch(shape, patch)
         channels, height, long = shape
         self.shape, self.patch, self.num_classes, self.context = tuple(shape), patch, num_classes, context
-        place = positions(width, height // patch, long // patch)
+        embedding = positions(width, height // patch, long // patch)
         outputs = (out_channels or channels) * patch**2
-        self.transformer = _Transformer(channels * patch**2, outputs, place, depth, heads, num_classes, context)
+        self.transformer = _Transformer(channels * patch**2, outputs, embedding, depth, heads, num_classes, context)
         self.layers = self.transformer.layers
 
     def forward(
@@ -116,9 +116,9 @@ class SequenceTransformer(nn.Module):
         check_patch(shape, patch)
         channels, length = shape
         self.shape, self.patch, self.num_classes, self.context = tuple(shape), patch, num_classes, context
-        place = positions(width, length // patch)
+        embedding = positions(width, length // patch)
         outputs = (out_channels or channels) * patch
-        self.transformer = _Transformer(channels * patch, outputs, place, depth, heads, num_classes, context)
+        self.transformer = _Transformer(channels * patch, outputs, embedding, depth, heads, num_classes, context)
         self.layers = self.transformer.layers
 
     def forward(
@@ -135,7 +135,7 @@ class SequenceTransformer(nn.Module):
 class _Transformer(nn.Module):
     """Adaptive blocks, an adaptive norm and a linear layer, zero at first: (B, N, inputs) to (B, N, outputs).
 
-    What DiT and SequenceTransformer share, but for how they cut x into tokens.
+    The part that DiT and SequenceTransformer have in common; they differ in how x is divided into tokens.
 
     Arguments:
         inputs, outputs: features of tokens before and after.
@@ -143,13 +143,13 @@ class _Transformer(nn.Module):
         depth, heads, num_classes, context: as for DiT.
     """
 
-    place: Tensor
+    position_embedding: Tensor
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        place: Tensor,
+        position_embedding: Tensor,
         depth: int,
         heads: int,
         num_classes: int | None,
@@ -157,12 +157,12 @@ class _Transformer(nn.Module):
     ) -> None:
         super().__init__()
         _check(depth, num_classes, context)
-        width = place.shape[1]
+        width = position_embedding.shape[1]
         # 256 sinusoids as in the paper's code; fewer in narrow networks
         self.embedding = TimeAndLabel(width, min(width, 256), num_classes)
         self.context = None if context is None else Context(context)
         self.first = nn.Linear(inputs, width)
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("position_embedding", position_embedding, persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, width, context) for _ in range(depth))
         self.layers = tuple(f"block_{i}" for i in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -180,7 +180,7 @@ class _Transformer(nn.Module):
             context, mask = self.context(cond, tokens)
             cond = None
         embedding = self.embedding(t, cond, tokens)
-        h = self.first(tokens) + self.place.to(tokens.dtype)
+        h = self.first(tokens) + self.position_embedding.to(tokens.dtype)
         for name, block in zip(self.layers, self.blocks):
             h = features.record(name, block(h, embedding, context, mask))
         scale, shift = self.adapt(embedding).unsqueeze(1).chunk(2, dim=2)
@@ -188,7 +188,7 @@ class _Transformer(nn.Module):
 
 
 def _check(depth: int, num_classes: int | None, context: int | None) -> None:
-    """Raise ValueError for arguments of a transformer that cannot be."""
+    """Raise ValueError for invalid arguments of a transformer."""
     if depth < 1:
         raise ValueError(f"depth must be at least 1; got {depth}")
     if num_classes is not None and context is not None:

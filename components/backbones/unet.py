@@ -30,7 +30,7 @@ __all__ = ["UNet", "multipliers_to"]
 class UNet(nn.Module):
     """A U-Net of residual blocks adapted by time and label: x_t (B, C, H, W) to (B, out_channels, H, W), at first zero.
 
-    With shape = (C, L) it is one of sequences, x_t (B, C, L) to (B, out_channels, L), all else alike. After Ho et al.
+    With shape = (C, L) it is a U-Net of sequences, x_t (B, C, L) to (B, out_channels, L). After Ho et al.
     2020 (arXiv 2006.11239) with the adaptive norms of Dhariwal and Nichol 2021 (arXiv 2105.05233).
 
     `layers`, its hidden layers, are down_0, down_1, ... of the residual blocks on the way down, middle, and up_0, up_1,
@@ -87,24 +87,24 @@ class UNet(nn.Module):
         self.blocks = blocks
         self.down, self.up, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
-        def step(inputs: int, outputs: int, attend: bool) -> _Step:
-            return _Step(inputs, outputs, embedding, dropout, attend, context, dims)
+        def block(inputs: int, outputs: int, attend: bool) -> _Block:
+            return _Block(inputs, outputs, embedding, dropout, attend, context, dims)
 
         for height, multiplier in zip(heights, multipliers):
             for _ in range(blocks):
-                self.down.append(step(channels, width * multiplier, height in attention))
+                self.down.append(block(channels, width * multiplier, height in attention))
                 channels = width * multiplier
                 skips.append(channels)
         self.middle = nn.ModuleList(
-            step(channels, channels, attend and heights[-1] in attention) for attend in (True, False)
+            block(channels, channels, attend and heights[-1] in attention) for attend in (True, False)
         )
         for i, (height, multiplier) in enumerate(zip(reversed(heights), reversed(multipliers))):
             self.ups.append(Upsample(channels, dims) if i else nn.Identity())
             for _ in range(blocks):
-                self.up.append(step(channels + skips.pop(), width * multiplier, height in attention))
+                self.up.append(block(channels + skips.pop(), width * multiplier, height in attention))
                 channels = width * multiplier
-        steps = range(len(self.down))
-        self.layers = (*(f"down_{i}" for i in steps), "middle", *(f"up_{i}" for i in steps))
+        indices = range(len(self.down))
+        self.layers = (*(f"down_{i}" for i in indices), "middle", *(f"up_{i}" for i in indices))
         self.norm = group_norm(channels)
         self.last = zeroed(convolution(channels, out_channels or shape[0], 3, dims))
         self.halve = F.avg_pool1d if dims == 1 else F.avg_pool2d
@@ -140,16 +140,16 @@ class UNet(nn.Module):
         embedding = self.embedding(t, cond, x_t)
         h = self.first(self._input(x_t, estimate))
         skips = []
-        for i, step in enumerate(self.down):
-            h = step(self.halve(h, 2) if i and i % self.blocks == 0 else h, embedding, context, mask)
+        for i, block in enumerate(self.down):
+            h = block(self.halve(h, 2) if i and i % self.blocks == 0 else h, embedding, context, mask)
             skips.append(features.record(f"down_{i}", h))
-        for step in self.middle:
-            h = step(h, embedding, context, mask)
+        for block in self.middle:
+            h = block(h, embedding, context, mask)
         features.record("middle", h)
-        for i, step in enumerate(self.up):
+        for i, block in enumerate(self.up):
             if i % self.blocks == 0:
                 h = self.ups[i // self.blocks](h)
-            h = step(torch.cat([h, skips.pop()], dim=1), embedding, context, mask)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context, mask)
             features.record(f"up_{i}", h)
         return features.beside(self.last(F.silu(self.norm(h))))
 
@@ -198,7 +198,7 @@ class _CrossAttention(nn.Module):
         return x + rearrange(h, "b n c -> b c n").reshape(x.shape)
 
 
-class _Step(nn.Module):
+class _Block(nn.Module):
     """A residual block; with `attention` also self-attention, and cross-attention where there is a context."""
 
     def __init__(

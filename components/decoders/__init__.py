@@ -1,4 +1,4 @@
-"""Decoders: z to p(x|z), through a head that says which distribution; with a DeltaHead they are generators."""
+"""Decoders: z to p(x|z), whose distribution is chosen by a head; with a DeltaHead they are generators."""
 
 from .generators import ModulatedConv, Resampling, ResidualGenerator, StyleGenerator
 from .heads import BernoulliHead, CategoricalHead, DeltaHead, Head, LogisticHead, LogisticMixtureHead, NormalHead

@@ -224,7 +224,7 @@ class StyleGenerator(nn.Module):
 
 
 def _check(widths: Sequence[int], groups: int | None, resampling: Resampling) -> None:
-    """Raise ValueError for arguments of a ResidualGenerator that cannot be."""
+    """Raise ValueError for invalid arguments of a ResidualGenerator."""
     if resampling not in get_args(Resampling):
         raise ValueError(f"resampling must be 'bilinear' or 'nearest'; got {resampling!r}")
     if groups is not None and (groups < 1 or any(2 * c % groups for c in widths)):

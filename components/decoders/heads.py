@@ -1,4 +1,4 @@
-"""Likelihood heads: how a decoder's last features parametrize a distribution over its event.
+"""Likelihood heads, which map a decoder's last features to a distribution over its event.
 
 Each maps raw features (B, factor C, ...) to a distribution over (B, C, ...), in float32 or wider.
 """
@@ -52,13 +52,13 @@ class DeltaHead(Head):
 
 
 class NormalHead(Head):
-    """N(raw, sigma² I), with sigma fixed, one learned number, or read off the features.
+    """N(raw, sigma² I), with sigma fixed, one learned number, or a function of the features.
 
     A learned log sigma is squeezed softly into `limits`, since likelihood is unbounded where sigma goes to zero.
 
     Arguments:
         sigma: a float > 0 fixes it; "shared" learns one for all dimensions, starting at 1 (Rybkin et al. 2021, arXiv
-            2006.13202); "learned" reads log sigma of each dimension off the features (factor 2: means, then log
+            2006.13202); "learned" takes log sigma of each dimension from the features (factor 2: means, then log
             sigmas).
         limits: (low, high) of a learned log sigma; the default low is Rybkin's, the default high an unmeasured guess.
     Raises: ValueError for sigma that is neither, and for limits out of order.
@@ -157,6 +157,6 @@ class BernoulliHead(Head):
 
 
 def _check_grey_levels(grey_levels: int) -> None:
-    """Raises ValueError for fewer than two grey levels, when the head is built rather than when it is first called."""
+    """Raise ValueError for fewer than two grey levels, when the head is built rather than when it is first called."""
     if grey_levels < 2:
         raise ValueError(f"grey_levels must be at least 2; got {grey_levels}")

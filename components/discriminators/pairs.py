@@ -17,13 +17,13 @@ class NoiseOfPair(nn.Module):
 
     (x_s, x_t) ↔ (x_s, ε) is one-to-one at each t, so the optimal D and the value of the game are those of the pair
     (Xiao et al. 2021, arXiv 2112.07804, eq. 4 and 5). But a real pair's ε is N(0, I) and independent of x_s, for any
-    data: where a generator's x_s vary too little around their mean, or are of another example, ε shows it directly,
-    while from x_t the network would first have to learn a denoiser. docs/connections.md has what that changes.
+    data: if a generator's x_s vary too little around their mean, or belong to another example, ε shows it directly,
+    while from x_t the network would first have to learn a denoiser. docs/connections.md has measurements.
 
     `layers` are the discriminator's hidden layers.
 
     Arguments:
-        discriminator: of (x, given) and what else it takes, such as t and cond.
+        discriminator: of (x, given) and its further inputs, such as t and cond.
         schedule: the noising process.
         timesteps: T, where t = i/T and s = (i - 1)/T; at least 1.
     Raises:

@@ -108,7 +108,7 @@ class FeatureDiscriminator(nn.Module):
 class _Head(nn.Module):
     """Strided convolutions with spectral norm until a side is at most 4, then a logit for each position: to (B, 16).
 
-    Maps of other sides than 4x4 are resized to them by nearest neighbours, so that all heads weigh alike.
+    Maps of other sides than 4x4 are resized to them by nearest neighbours, so that all heads have equal weight.
 
     Arguments:
         inputs: channels of the map.

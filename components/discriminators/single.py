@@ -60,7 +60,7 @@ class ResidualDiscriminator(nn.Module):
             _Block(a, b, 4 * width if timed else None, spectral_norm) for a, b in zip(widths, widths[1:])
         )
         self.layers = (*(f"block_{i}" for i in range(len(self.blocks))), "conv", "dense")
-        self.spread = MinibatchStd() if minibatch_std else nn.Identity()
+        self.minibatch_std = MinibatchStd() if minibatch_std else nn.Identity()
         self.conv = _initialized(nn.Conv2d(widths[-1] + minibatch_std, widths[-1], 3, padding=1), spectral_norm)
         self.adapt = nn.Linear(4 * width, widths[-1]) if timed else None
         self.dense = _initialized(nn.Linear(widths[-1] * h * w, widths[-1]), spectral_norm)
@@ -97,7 +97,7 @@ class ResidualDiscriminator(nn.Module):
         h = F.leaky_relu(self.first(x), SLOPE)
         for name, block in zip(self.layers, self.blocks):
             h = features.record(name, block(h, embedding))
-        h = self.conv(self.spread(h))
+        h = self.conv(self.minibatch_std(h))
         if self.adapt is not None:
             h = h + rearrange(self.adapt(embedding), "b c -> b c 1 1")
         h = features.record("conv", F.leaky_relu(h, SLOPE))
@@ -176,10 +176,10 @@ class MLPDiscriminator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions that judge overlapping patches: (B, C, H, W) to logits (B, 1, H / 2^depth, W / 2^depth).
+    """Strided convolutions with a logit for each overlapping patch: (B, C, H, W) to (B, 1, H / 2^depth, W / 2^depth).
 
-    After Isola et al. 2016 (arXiv 1611.07004), but for two things: no BatchNorm, so that a logit depends on its patch
-    only; and 3x3 convolutions where the paper's 4x4 ones shrink the map, so that 8x8 images work. A logit depends on a
+    After Isola et al. 2016 (arXiv 1611.07004), with two differences: no BatchNorm, so that a logit depends on its patch
+    only; and 3x3 convolutions where the paper's 4x4 ones reduce the map, so that 8x8 images work. A logit depends on a
     patch of side 7 * 2^depth - 2: 26 pixels for two strided convolutions.
 
     `layers`, its hidden layers, are conv_0, ..., conv_depth, each (B, channels, h, w); the last is not strided.
@@ -234,9 +234,9 @@ class PatchDiscriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """PatchDiscriminators on x, on x halved, on x halved twice, ...: (B, C, H, W) to logits (B, scales h w).
 
-    h = H / 2^depth and w = W / 2^depth are the sides of the finest map. Coarser ones are repeated to it, so that the
-    mean over logits weighs every scale alike, as the sum of losses does in Wang et al. 2017 (arXiv 1711.11585, section
-    3.2); halving is average pooling. A gradient penalty, which sums logits, therefore counts a coarse logit 4^i times.
+    h = H / 2^depth and w = W / 2^depth are the sides of the finest map. Coarser maps are repeated to its size, so that
+    all scales have equal weight in the mean over logits, as in the sum of losses of Wang et al. 2017 (arXiv 1711.11585,
+    section 3.2); halving is average pooling. A gradient penalty sums logits, and so counts a coarse logit 4^i times.
 
     `layers`, its hidden layers, are those of each PatchDiscriminator: scale_0.conv_0, ..., scale_1.conv_0, ...
 
@@ -267,7 +267,7 @@ class MultiScaleDiscriminator(nn.Module):
         given: Tensor | None = None,
         hidden: Sequence[str] = (),
     ) -> Tensor | tuple[Tensor, Features]:
-        """Return logits (B, scales H W / 4^depth), the finest scale first, row by row; with `hidden`, features beside.
+        """Return logits (B, scales H W / 4^depth), finest scale first, row by row; with `hidden`, also the features.
 
         Arguments:
             x: (B, C, H, W) with sides divisible by 2^(depth + scales - 1).
@@ -293,10 +293,10 @@ class MultiScaleDiscriminator(nn.Module):
 
 
 class MinibatchStd(nn.Module):
-    """Append one channel with how much the examples of a group differ: (B, C, ...) to (B, C + 1, ...).
+    """Append one channel with the standard deviation within a group of examples: (B, C, ...) to (B, C + 1, ...).
 
-    For a group of g examples it is (1/d) Σ_i √(var_i + 1e-8) over the d dimensions i of an example, near 0 where a
-    generator's samples are all alike. Karras et al. 2017, arXiv 1710.10196, section 3.
+    For a group of g examples it is (1/d) Σ_i √(var_i + 1e-8) over the d dimensions i of an example, near 0 where the
+    generator's samples are nearly equal. Karras et al. 2017, arXiv 1710.10196, section 3.
 
     The groups are consecutive examples, g the largest number that divides the batch and is at most `group`; so a batch
     divided among processes in multiples of `group` has the same groups, and nothing is communicated. A logit then
@@ -320,8 +320,8 @@ class MinibatchStd(nn.Module):
             raise ValueError(f"x must be (B, C, ...) with B >= 1; got shape {tuple(x.shape)}")
         group = next(g for g in range(min(self.group, len(x)), 0, -1) if len(x) % g == 0)
         variance = rearrange(wide(x), "(n g) ... -> n g ...", g=group).var(1, correction=0)
-        spread = (variance + 1e-8).sqrt().flatten(1).mean(1).to(x.dtype)
-        channel = repeat(spread, "n -> (n g) 1" + " 1" * (x.ndim - 2), g=group)
+        deviation = (variance + 1e-8).sqrt().flatten(1).mean(1).to(x.dtype)
+        channel = repeat(deviation, "n -> (n g) 1" + " 1" * (x.ndim - 2), g=group)
         return torch.cat([x, channel.expand(-1, -1, *x.shape[2:])], dim=1)
 
 
@@ -367,7 +367,7 @@ def _initialized(layer: nn.Module, spectral_norm: bool, slope: float = SLOPE) ->
         nn.init.kaiming_normal_(layer.weight, a=slope)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-    # torch's parametrization clones its vectors, so that several forwards may come before one backward
+    # torch's parametrization clones its vectors, so that several forwards can precede one backward
     return spectral(layer) if spectral_norm else layer
 
 

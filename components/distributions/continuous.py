@@ -62,7 +62,7 @@ class Normal:
 
 
 class Delta:
-    """A point mass: what a deterministic decoder or a GAN's generator returns.
+    """A point mass, the output of a deterministic decoder or a GAN's generator.
 
     `log_prob` is the log of the mass at y, 0 or -inf, not a density; its entropy is 0 in the same sense.
 
@@ -105,15 +105,15 @@ class Implicit:
 
     @property
     def mean(self) -> Tensor:
-        """Raises TypeError."""
+        """Raise TypeError: there is no mean."""
         raise self._refusal("mean")
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """Raises TypeError."""
+        """Raise TypeError: there is no density."""
         raise self._refusal("log_prob")
 
     def entropy(self) -> Tensor:
-        """Raises TypeError."""
+        """Raise TypeError: there is no density."""
         raise self._refusal("entropy")
 
     def _refusal(self, what: str) -> TypeError:
@@ -142,7 +142,7 @@ def same_event(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def check_value(p: Distribution, y: Tensor, shape: Sequence[int]) -> None:
-    """Raises ValueError, naming p's class, unless y has p's shape (B, *event), or either has a batch of 1."""
+    """Raise ValueError, naming p's class, unless y has p's shape (B, *event), or either has a batch of 1."""
     if not same_event(y.shape, shape):
         raise ValueError(
             f"y must have the {type(p).__name__}'s shape {tuple(shape)} (either may have a batch of 1); "

@@ -1,4 +1,4 @@
-"""Grey levels as values of a density: the check that data lie on the grid, noise over a bin, and a bin's volume."""
+"""Densities of grey levels: the check that data are on their grid, uniform noise over a bin, and a bin's volume."""
 
 import math
 
@@ -35,7 +35,7 @@ def log_bin(grey_levels: int) -> float:
 
 
 def check_grid(x: Tensor, grey_levels: int, tolerance: float = 1e-3) -> None:
-    """Refuse x that is not on the grid 2v/(K-1) - 1, v = 0 … K-1.
+    """Raise ValueError for x that is not on the grid 2v/(K-1) - 1, v = 0 … K-1.
 
     Arguments:
         x: (B, *event).

@@ -29,9 +29,9 @@ __all__ = ["TimmEncoder", "TimmFeatures", "ViTEncoder"]
 class ViTEncoder(nn.Module):
     """A vision transformer: (B, C, H, W) to a Normal over (B, latent) with log std in [-10, 5].
 
-    Patches are embedded linearly, with fixed sinusoids of their positions added, and a learned token is put before
-    them, whose last features are mapped to the latent. Dosovitskiy et al. 2020, arXiv 2010.11929, but for the
-    positions, which they learn.
+    Patches are embedded linearly, with fixed sinusoids of their positions added, and preceded by a learned token,
+    whose last features are mapped to the latent. Dosovitskiy et al. 2020, arXiv 2010.11929, who learn the position
+    embedding.
 
     `layers`, its hidden layers, are block_0, block_1, ..., each (B, 1 + H W / patch², width), the learned token first.
 
@@ -47,7 +47,7 @@ class ViTEncoder(nn.Module):
         ValueError: an argument is not as above.
     """
 
-    place: Tensor
+    position_embedding: Tensor
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ViTEncoder(nn.Module):
         channels, height, long = shape
         self.label = ClassEmbedding(num_classes, width)
         self.first = nn.Linear(channels * patch**2, width)
-        self.register_buffer("place", positions(width, height // patch, long // patch), persistent=False)
+        self.register_buffer("position_embedding", positions(width, height // patch, long // patch), persistent=False)
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.layers = tuple(f"block_{i}" for i in range(depth))
@@ -92,7 +92,7 @@ class ViTEncoder(nn.Module):
         label = self.label(cond, x)
         token = self.token.expand(len(x), -1) if label is None else self.token + label
         patches = self.first(rearrange(F.pixel_unshuffle(x, self.patch), "b c h w -> b (h w) c"))
-        h = torch.cat([token[:, None].to(patches.dtype), patches + self.place.to(patches.dtype)], dim=1)
+        h = torch.cat([token[:, None].to(patches.dtype), patches + self.position_embedding.to(patches.dtype)], dim=1)
         for name, block in zip(self.layers, self.blocks):
             h = features.record(name, block(h))
         return features.beside(normal(self.last(self.norm(h[:, 0]))))
@@ -115,7 +115,7 @@ class TimmEncoder(nn.Module):
         pretrained: True for timm's weights (from the network or its cache), or a path to a file of them.
         frozen: train the last layer only: the backbone's parameters get no gradient and it stays in eval mode.
         channels: C of x.
-        options: what timm.create_model takes besides, such as img_size for a transformer.
+        options: further arguments of timm.create_model, such as img_size for a transformer.
     Raises:
         ValueError: the name is unknown.
         RuntimeError: there are no such weights.
@@ -136,13 +136,13 @@ class TimmEncoder(nn.Module):
         self.layers = _named_layers(self.backbone.model)
         if frozen:
             self.backbone.requires_grad_(False).eval()
-        # as wide as what comes out: num_features leaves out what some models add at the end
+        # head_hidden_size is the width of the output; in some models num_features is another
         self.last = nn.Linear(
             getattr(self.backbone.model, "head_hidden_size", self.backbone.model.num_features), 2 * latent
         )
 
     def train(self, mode: bool = True) -> "TimmEncoder":
-        """Set the mode, but of a frozen backbone, which stays in eval mode."""
+        """Set the mode; a frozen backbone stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -177,12 +177,12 @@ class TimmEncoder(nn.Module):
 class TimmFeatures(nn.Module):
     """Feature maps of a frozen timm backbone, finest first: (B, C, H, W) in [-1, 1] to [(B, c_i, h_i, w_i), ...].
 
-    For discriminators and perceptual distances. Its parameters get no gradient and it stays in eval mode, but x does
-    get one, twice if need be: fused attention, which refuses double backward, is switched off. `widths` are the c_i.
+    For discriminators and perceptual distances. Its parameters get no gradient and it stays in eval mode; it is twice
+    differentiable in x: fused attention, which refuses double backward, is switched off. `widths` are the c_i.
 
     Arguments:
         name, pretrained, channels, options: as for TimmEncoder.
-        stages: indices of those that the maps come from, all by default.
+        stages: indices of the stages whose maps are returned; all by default.
         size: side that images are resized to first, bilinearly; None for none.
     Raises:
         ValueError: the name is unknown.
@@ -224,12 +224,11 @@ class TimmFeatures(nn.Module):
 
 
 class _Normalized(nn.Module):
-    """A timm model that takes images in [-1, 1]: they become ((x + 1) / 2 - mean) / std of its own training data.
+    """A timm model of images in [-1, 1], normalized by ((x + 1) / 2 - mean) / std of its training data.
 
-    For other than three channels, mean and std are the averages of the three.
+    For other numbers of channels than three, mean and std are averaged over the three.
 
-    Arguments: as for TimmEncoder. Raises: as TimmEncoder; where weights are wanted and cannot be had, one message with
-    which, why, and the remedy.
+    Arguments and errors as for TimmEncoder.
     """
 
     model: Any

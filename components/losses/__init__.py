@@ -1,4 +1,4 @@
-"""Losses that are not a likelihood, their weights over noise levels, and the times they are drawn at."""
+"""Losses other than likelihoods: adversarial and perceptual losses, weightings and random times of diffusion losses."""
 
 from .adversarial import (
     AdversarialLoss,

@@ -14,16 +14,16 @@ __all__ = ["Perceptual", "RandomFeatures"]
 
 
 class Perceptual(nn.Module):
-    """Σ_l w_l mean_{hw} ‖f_l(x) - f_l(y)‖², each f_l normalized to length 1 over its channels at every place: (B,).
+    """Σ_l w_l mean_{hw} ‖f_l(x) - f_l(y)‖², each f_l normalized to length 1 over channels at every position: (B,).
 
-    Zhang 2018, arXiv 1801.03924, eq. 1, with one weight a layer in the place of one learned for each channel, which
-    makes it neither LPIPS nor comparable with it. The gradient reaches x and y, not the features' parameters.
+    Zhang 2018, arXiv 1801.03924, eq. 1, with one weight for each layer instead of one learned for each channel: it is
+    not LPIPS, and not comparable with it. The gradient is in x and y, not in the features' parameters.
 
     Arguments:
         features: (B, C, H, W) to maps [(B, c_l, h_l, w_l), ...], such as `components.encoders.TimmFeatures`; frozen
             here, and always in eval mode.
         weights: w_l >= 0, one for each map; None: 1 each.
-    Raises: ValueError for weights that are negative or none.
+    Raises: ValueError for weights that are empty or negative.
     """
 
     def __init__(self, features: nn.Module, weights: Sequence[float] | None = None) -> None:
@@ -39,7 +39,7 @@ class Perceptual(nn.Module):
         return cls(RandomFeatures(channels, **settings), weights)
 
     def train(self, mode: bool = True) -> "Perceptual":
-        """Stay in eval mode, whatever `mode` is."""
+        """Stay in eval mode for any `mode`."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Perceptual(nn.Module):
 
         Arguments:
             x, y: images (B, C, H, W) in [-1, 1].
-        Raises: ValueError for different shapes, and for weights that are not as many as the maps.
+        Raises: ValueError for different shapes, and for another number of weights than maps.
         """
         if x.shape != y.shape:
             raise ValueError(f"x and y must have the same shape; got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -99,5 +99,5 @@ class RandomFeatures(nn.Module):
 
 
 def _unit(h: Tensor) -> Tensor:
-    """h (B, c, h, w) divided by its length over c at every place; 0, with a finite gradient, where that is 0."""
+    """Return h (B, c, h, w) over its norm along c at every position; 0, with a finite gradient, at norm 0."""
     return F.normalize(wide(h), dim=1, eps=1e-10)

@@ -1,4 +1,4 @@
-"""Random times for a batch: which noise levels a diffusion trains on, and how often.
+"""Samplers of the random times, that is, noise levels, of a batch in diffusion training.
 
 A time sampler is a module: (n, schedule, device, across_ranks, generator) → times (n,) in [0, 1], and a weight (n,) for
 each that makes the weighted mean an average over uniform t, or 1 where its own density is part of the objective.
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ranks import place, shared, sum_over_ranks
+from ..ranks import rank_and_world, shared, sum_over_ranks
 from ..schedules import Schedule
 
 __all__ = ["LogNormalTimes", "LossAwareTimes", "TimeSampler", "UniformLogSNRTimes", "UniformTimes", "low_discrepancy"]
@@ -33,7 +33,7 @@ def low_discrepancy(
     Returns: (n,), float64.
     """
     u = torch.rand((), dtype=torch.float64, device=device, generator=generator)
-    rank, world = place() if across_ranks else (0, 1)
+    rank, world = rank_and_world() if across_ranks else (0, 1)
     if across_ranks:
         u = shared(u)
     index = torch.arange(rank * n, (rank + 1) * n, dtype=torch.float64, device=device)
@@ -41,7 +41,7 @@ def low_discrepancy(
 
 
 class TimeSampler(nn.Module):
-    """Draws the times of a batch; subclasses give `forward`."""
+    """A sampler of the times of a batch; abstract: subclasses define `forward`."""
 
     def forward(
         self,
@@ -52,10 +52,10 @@ class TimeSampler(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return times (n,) in [0, 1] and their weights (n,), both float64."""
-        raise TypeError(f"{type(self).__name__} is abstract: a time sampler gives forward")
+        raise TypeError(f"{type(self).__name__} is abstract: a time sampler must define forward")
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Update the sampler by the losses (n,) at times t (n,); most samplers have nothing to update."""
+        """Update the sampler from the losses (n,) at times t (n,); most samplers do nothing."""
 
 
 class UniformTimes(TimeSampler):
@@ -75,7 +75,7 @@ class UniformTimes(TimeSampler):
 
 
 class UniformLogSNRTimes(TimeSampler):
-    """λ_t uniform between two ends, whatever the schedule: each octave of noise gets the same share.
+    """λ_t uniform between two ends for any schedule: each octave of noise has the same share.
 
     Weights are 1: with ‖ε - ε̂‖² this is the bound between these ends, up to a constant (Kingma 2021, 2107.00630,
     section 5.1).
@@ -107,8 +107,10 @@ class UniformLogSNRTimes(TimeSampler):
 class LogNormalTimes(TimeSampler):
     """log(σ_t/α_t) ~ N(P_mean, P_std²), stratified. Karras 2022, 2206.00364, table 1, EDM's column.
 
-    Arguments, named as there: P_mean, P_std. Weights are 1: the density is part of that objective. σ beyond the
-    schedule's range is moved to its end.
+    Weights are 1: the density is part of that objective. σ beyond the schedule's range is moved to its end.
+
+    Arguments:
+        P_mean, P_std: as in the paper.
     """
 
     def __init__(self, P_mean: float = -1.2, P_std: float = 1.2) -> None:
@@ -135,8 +137,8 @@ class LogNormalTimes(TimeSampler):
 class LossAwareTimes(TimeSampler):
     """p(t) ∝ √E[L_t²] over bins of t, which minimizes the estimator's variance. Nichol & Dhariwal 2021, 2102.09672.
 
-    Weights 1/(bins p) keep the mean that of uniform t. The averages E[L_t²] are buffers, so a checkpoint holds them,
-    and they are of all ranks.
+    With the weights 1/(bins p) the weighted mean is that of uniform t. The averages E[L_t²] are over all ranks, and are
+    buffers, saved in checkpoints.
 
     Arguments:
         bins: of t.
@@ -150,7 +152,9 @@ class LossAwareTimes(TimeSampler):
     def __init__(self, bins: int = 100, decay: float = 0.9, uniform: float = 0.01) -> None:
         super().__init__()
         if bins < 1 or not 0 <= decay < 1 or not 0 < uniform <= 1:
-            raise ValueError(f"bins >= 1, 0 <= decay < 1, 0 < uniform <= 1; got {bins}, {decay} and {uniform}")
+            raise ValueError(
+                f"bins must be at least 1, decay in [0, 1) and uniform in (0, 1]; got {bins}, {decay} and {uniform}"
+            )
         self.bins, self.decay, self.uniform = bins, decay, uniform
         self.register_buffer("squares", torch.ones(bins, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Several recipes beside each other: the same data, budget and number of parameters, measured and reported alike."""
+"""Comparison of recipes on the same data, with the same budget and number of parameters: training, metrics, report."""
 
 from .plan import Options
 from .recipes import DEFAULT

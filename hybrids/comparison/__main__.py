@@ -1,8 +1,8 @@
-"""One piece of a comparison in a process of its own: what steps cost, or the measurement of a run or of real examples.
+"""One job of a comparison in its own process: measure the cost of a step, a run, or real examples.
 
 python -m hybrids.comparison (costs RECIPE | run RECIPE SEED | real) --out DIR --device DEVICE
 
-It does what the plan in DIR says, which `hybrids.comparison.train` has compared with what the user typed.
+It follows the plan in DIR, which `hybrids.comparison.train` has checked against the user's command line.
 """
 
 import argparse
@@ -14,23 +14,23 @@ from ..data import load_data
 from ..experiment import Refusal, refusing
 from ..files import write_whole
 from .measure import costs, device_named, measure_real, measure_run
-from .plan import kept_plan
+from .plan import read_plan
 from .recipes import Recipe
 from .runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do the piece of work that the command line names; what comes out is written into the comparison's folder."""
-    parser = argparse.ArgumentParser(description="One piece of a comparison.")
+    """Run the job that the command line names; the result is written into the comparison's folder."""
+    parser = argparse.ArgumentParser(description="One job of a comparison.")
     parser.add_argument("what", choices=("costs", "run", "real"))
     parser.add_argument("of", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(argv)
     with refusing():
-        plan = kept_plan(given.out)
+        plan = read_plan(given.out)
         if plan is None:
-            raise Refusal(f"--out {given.out}: holds no comparison (there is no plan.json)")
+            raise Refusal(f"--out {given.out}: must be the folder of a comparison; there is no plan.json in it")
         request, shape = plan["asked"], plan["data"]["shape"]
         if given.what == "run":
             name, seed = given.of

@@ -1,4 +1,4 @@
-"""Measure one run of a comparison: what its steps cost, its figures and samples, quality over time and evaluations."""
+"""Measurement of one run of a comparison: metrics, samples, cost of a step, quality over time and over evaluations."""
 
 import hashlib
 import inspect
@@ -18,7 +18,7 @@ from components.samplers import Sampler
 
 from ..data import Data
 from ..ema import EMA
-from ..evaluation.metrics import ROWS, draw, measure, measured_real, metric_of
+from ..evaluation.metrics import ROWS, draw_samples, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
 from ..experiment.checkpoints.manifest import steps_in
 from ..experiment.run.batches import batches_of, read, seed_all
@@ -32,34 +32,34 @@ from .recipes import Recipe
 from .runs import Run, timeline
 
 __all__ = [
-    "EVALUATIONS", "QUALITIES", "Bench", "complete", "costs", "curve_of", "device_named", "evaluations_of",
+    "EVALUATIONS", "QUALITIES", "Setup", "complete", "costs", "curve_of", "device_named", "evaluations_of",
     "measure_real", "measure_run", "real_complete", "sample_steps",
 ]  # fmt: skip
 
 FORMAT = 4
 QUALITIES = {"high_quality": "higher", "frechet": "lower"}
-"""What quality is told in along curves and over seeds, and which end is better: the first that the data has.
+"""The metric of quality on curves and over seeds, the first that the data has, and which end is better.
 
-Of points with a known density the share near a mode: means and covariances hardly tell points between modes from points
-on them.
+For mixtures it is the share of samples near a mode: means and covariances hardly change when points move between modes.
 """
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 SAMPLER = "ddim"
-"""What the curve over evaluations draws with: the one solver that every schedule and any number of steps has."""
+"""The sampler of the curves: it works with every schedule and any number of steps."""
 COUNTED = 4
-"""Samples whose evaluations are counted; all take as many."""
+"""Samples whose network evaluations are counted; the number per sample is constant."""
 CURVE_STEPS = 32
-"""Of that sampler, at most, at each checkpoint: a chain's own hundreds at each would cost more than its training."""
+"""Most steps of that sampler at a checkpoint: hundreds at each checkpoint would cost more than the training."""
 SHOWN_IMAGES, SHOWN_POINTS = 256, 4000
 PAIRS, BETWEEN = 4, 8
 PILOT = 0.05, 2.0, 10.0
-"""The share of a budget of seconds that a pilot of a stage takes, and the least and most seconds of it."""
+"""The share of a budget of seconds that the pilot of a stage takes, and its least and most seconds."""
 WARM_UP = 5
+"""Steps of a pilot before the clock starts."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What everything is measured with: the data, the device, the seed, and a folder where classifiers are kept."""
+class Setup:
+    """The data, device and seed of all measurements of a run, and the folder in which classifiers are cached."""
 
     data: Data
     device: torch.device
@@ -68,68 +68,70 @@ class Bench:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device that `--device` means."""
+    """Return the device of the option `--device`; auto is CUDA, MPS or the CPU, the first available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name)
 
 
 def measure_run(run: Run, entry: Mapping[str, Any], request: Mapping[str, Any], device: torch.device) -> None:
-    """Measure a finished run, but for what has been: part by part into `run.measured`, samples into `run.samples`.
+    """Measure a finished run, skipping parts that are done: results into `run.measured`, samples into `run.samples`.
 
-    Arguments: entry, of the plan; request, what the plan was asked for.
+    Arguments:
+        entry: the recipe's entry in the plan.
+        request: the plan's options (`Options.fixed`).
     """
     source, recipe = checkpoint_of(run.folder), Recipe(entry.get("given", run.recipe))
-    done = earlier(run.measured, key_of(source, request))
+    done = previous(run.measured, key_of(source, request))
     model = load(source, recipe.file, device=device)
-    bench = Bench(data_of(source, request["data"]), device, run.seed, run.out / "measured" / "features")
+    setup = Setup(data_of(source, request["data"]), device, run.seed, run.out / "measured" / "features")
 
-    def keep(**parts: Any) -> None:
+    def write(**parts: Any) -> None:
         done.update(parts)
         write_whole(run.measured, json.dumps(done) + "\n")
 
     if "figures" not in done or not run.samples.is_file():
-        x = draw(model, request["samples"], run.seed, device)
-        samples = {"samples": shown(x), **pictures_of(model, bench)}
+        x = draw_samples(model, request["samples"], run.seed, device)
+        samples = {"samples": shown(x), **pictures_of(model, setup)}
         write_whole(run.samples, lambda path: write_tensors(path, samples))
-        figures, missing = figures_of(model, bench, x, request["metrics"])
-        keep(figures=figures, missing=missing, own_metrics=own_metrics(request["metrics"]))
+        measurements, missing = measurements_of(model, setup, x, request["metrics"])
+        write(figures=measurements, missing=missing, own_metrics=own_metrics(request["metrics"]))
     if "flops_per_step" not in done:
         try:
-            flops = flops_of_stages(settings_of_plan(recipe, entry), recipe.module().build, bench.data)
+            flops = flops_of_stages(settings_of_plan(recipe, entry), recipe.module().build, setup.data)
         except Exception as error:
-            # What cannot be counted must not cost what is measured.
+            # A failure here must not lose the measurements.
             done["missing"]["flops_per_step"] = f"{type(error).__name__}: {error}"
             flops = None
-        keep(flops_per_step=flops)
+        write(flops_per_step=flops)
     if "curve" not in done:
         every, samples_each = checkpoint_every(entry), request["curve_samples"]
-        keep(curve=curve_of(run.folder, recipe.file, entry["batch"], every, bench, samples_each))
+        write(curve=curve_of(run.folder, recipe.file, entry["batch"], every, setup, samples_each))
     if "evaluations_curve" not in done:
-        points, why = evaluations_of(model, bench, request["curve_samples"])
+        points, why = evaluations_of(model, setup, request["curve_samples"])
         if why is not None:
             done["missing"]["rate_at_quality"] = why
-        keep(evaluations_curve=points)
+        write(evaluations_curve=points)
 
 
 def measure_real(out: Path, data: Data, request: Mapping[str, Any], device: torch.device) -> None:
-    """Measure real examples as if they were samples, into `out`/measured/real.json, and keep some of them."""
+    """Measure real examples in place of samples, into OUT/measured/real.json; write some to OUT/samples."""
     n = request["samples"]
     cache = out / "measured" / "features"
-    figures = measured_real(data, device, samples=n, seed=0, metrics=request["metrics"], cache=cache)
+    measurements = measured_real(data, device, samples=n, seed=0, metrics=request["metrics"], cache=cache)
     stored = data.held_out if data.held_out is not None else data.x
     if data.density is not None:
         some = data.density.sample(SHOWN_POINTS, torch.Generator().manual_seed(0))
     else:
         some = torch.empty(0) if stored is None else data.decode(stored[:SHOWN_POINTS])
-        # As many as there are, of the half that samples are not compared with where none is held out.
+        # The number of held-out examples, or, without them, of the half that samples are not compared with.
         n = min(n, len(data) - len(data) // 2 if data.held_out is None else len(data.held_out))
     body = {
         "key": key_of(None, request),
         "samples": request["samples"],
         "n": n,
-        "figures": {name: asdict(figure) for name, figure in figures.items()},
-        "missing": figures.missing,
+        "figures": {name: asdict(measurement) for name, measurement in measurements.items()},
+        "missing": measurements.missing,
     }
     write_whole(
         out / "samples" / "real.safetensors", lambda path: write_tensors(path, {"samples": shown(some.float())})
@@ -137,11 +139,11 @@ def measure_real(out: Path, data: Data, request: Mapping[str, Any], device: torc
     write_whole(out / "measured" / "real.json", json.dumps(body) + "\n")
 
 
-# What has been measured before.
+# Earlier measurements.
 
 
-def earlier(path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was measured before of the same; nothing of anything else."""
+def previous(path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results in a file if they have this key, else the key alone."""
     with suppress(OSError, ValueError):
         done = json.loads(path.read_text())
         if done["key"] == key:
@@ -150,9 +152,11 @@ def earlier(path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key_of(source: Path | None, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a measurement depends on: weights (their manifest's digest), what was asked, files of metrics.
+    """Return what a measurement depends on: the weights (digest of their manifest), the request, files of metrics.
 
-    source: a checkpoint, or None for real examples.
+    Arguments:
+        source: a checkpoint, or None for real examples.
+        request: the plan's options.
     """
 
     def digest(path: Path) -> str:
@@ -169,52 +173,56 @@ def key_of(source: Path | None, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(run: Run, request: Mapping[str, Any]) -> bool:
-    """Whether all of a run has been measured."""
-    done = earlier(run.measured, key_of(checkpoint_of(run.folder), request))
+    """Return whether a run has been measured completely."""
+    done = previous(run.measured, key_of(checkpoint_of(run.folder), request))
     return "evaluations_curve" in done and run.samples.is_file()
 
 
 def real_complete(out: Path, request: Mapping[str, Any]) -> bool:
-    """Whether real examples have been measured."""
-    return "figures" in earlier(out / "measured" / "real.json", key_of(None, request))
+    """Return whether real examples have been measured."""
+    return "figures" in previous(out / "measured" / "real.json", key_of(None, request))
 
 
-# Figures and pictures.
+# Metrics and pictures.
 
 
-def figures_of(
-    model: Any, bench: Bench, x: Tensor, metrics: Sequence[str] | None
+def measurements_of(
+    model: Any, setup: Setup, x: Tensor, metrics: Sequence[str] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return the figures of samples x, and of the other metrics why they are missing; "samples": why all are."""
+    """Return the metrics of samples x, and the reasons for missing ones; the key "samples" is a reason for all.
+
+    The metrics are {name: fields of `Measurement`}, as they are written to JSON.
+    """
     if not x.isfinite().all():
         return {}, {"samples": "some samples are not finite"}
-    given: dict[str, Any] = {"samples": len(x), "seed": bench.seed, "x": x, "cache": bench.cache}
+    given: dict[str, Any] = {"samples": len(x), "seed": setup.seed, "x": x, "cache": setup.cache}
     try:
-        figures = measure(model, bench.data, bench.device, metrics=metrics, **given)
+        measurements = measure(model, setup.data, setup.device, metrics=metrics, **given)
     except ValueError as error:
         return {}, {"samples": str(error)}
-    return {name: asdict(figure) for name, figure in figures.items()}, dict(figures.missing)
+    return {name: asdict(one) for name, one in measurements.items()}, dict(measurements.missing)
 
 
 def own_metrics(metrics: Sequence[str] | None) -> list[dict[str, str]]:
-    """Return what the report says of the metrics of one's own: name, axis, better, unit, says."""
+    """Return the definitions of the user's metrics for the report: name, axis, better, unit, says."""
     own = [metric_of(text) for text in metrics or () if is_own(text)]
     return [{name: getattr(one, name) for name in ("name", "axis", "better", "unit", "says")} for one in own]
 
 
-def pictures_of(model: Any, bench: Bench) -> dict[str, Tensor]:
-    """Return held-out images, what comes back of them by way of latents, and ways from one to another.
+def pictures_of(model: Any, setup: Setup) -> dict[str, Tensor]:
+    """Return held-out images, their reconstructions, and interpolations between them.
 
-    Nothing for a model that has no latents. Where it has no encoder, they are searched for: `latents.invert`.
+    The dictionary is empty for a model without latents. The latents of a model without encoder are found by
+    optimization (`latents.invert`).
     """
     from ..evaluation import latents
 
-    data = bench.data
+    data = setup.data
     if data.held_out is None or not data.is_image:
         return {}
-    x = data.decode(data.held_out[:16]).to(bench.device)
+    x = data.decode(data.held_out[:16]).to(setup.device)
     try:
-        z = latents.latents(model, x, steps=100, restarts=2)
+        z = latents.latents_of(model, x, steps=100, restarts=2)
         pictures = {"originals": x, "reconstructions": latents.decode(model, z)}
         if len(x) >= 2 * PAIRS:
             a, b = (
@@ -228,40 +236,46 @@ def pictures_of(model: Any, bench: Bench) -> dict[str, Tensor]:
 
 
 def shown(x: Tensor) -> Tensor:
-    """Return as many samples as a report shows."""
+    """Return the first samples, as many as a report shows."""
     return x[: SHOWN_IMAGES if x.ndim == 4 else SHOWN_POINTS]
 
 
 # Quality along curves.
 
 
-def quality_of(model: Any, bench: Bench, samples: int, **how: Any) -> tuple[dict[str, Any], float] | None:
-    """Return QUALITIES of newly drawn samples, the floor of each at that number of samples, and samples a second.
+def quality_of(model: Any, setup: Setup, samples: int, **how: Any) -> tuple[dict[str, Any], float] | None:
+    """Return QUALITIES of newly drawn samples with their floors, and the samples per second.
 
-    NAME, NAME_floor, and NAME_floor_spread where it is known. None where the data has none of them.
+    The keys are NAME, NAME_floor, and NAME_floor_spread where it is known. None where the data has none of QUALITIES.
     """
     start = time.perf_counter()
-    x = draw(model, samples, bench.seed, bench.device, **how)
-    rate = samples / (time.perf_counter() - start)
+    x = draw_samples(model, samples, setup.seed, setup.device, **how)
+    per_second = samples / (time.perf_counter() - start)
     if not x.isfinite().all():
-        return {"frechet": math.nan}, rate
-    modes = bench.data.modes is not None
-    figures, _ = figures_of(model, bench, x, [name for name in QUALITIES if modes or name != "high_quality"])
-    if not figures:
+        return {"frechet": math.nan}, per_second
+    modes = setup.data.modes is not None
+    names = [name for name in QUALITIES if modes or name != "high_quality"]
+    measurements, _ = measurements_of(model, setup, x, names)
+    if not measurements:
         return None
-    values: dict[str, Any] = {name: figure["value"] for name, figure in figures.items()}
+    values: dict[str, Any] = {name: one["value"] for name, one in measurements.items()}
     for part in ("floor", "floor_spread"):
-        values |= {f"{name}_{part}": each[part] for name, each in figures.items() if each.get(part) is not None}
-    return values, rate
+        values |= {f"{name}_{part}": one[part] for name, one in measurements.items() if one.get(part) is not None}
+    return values, per_second
 
 
 def curve_of(
-    run: Path, recipe: Path | None, batch: int, every: int, bench: Bench, samples: int
+    run: Path, recipe: Path | None, batch: int, every: int, setup: Setup, samples: int
 ) -> list[dict[str, Any]]:
-    """Return quality over training time: QUALITIES at checkpoints of the last stage, each `every` steps and last.
+    """Return quality over training time: QUALITIES at the last stage's checkpoints, every `every` steps and the last.
 
-    What a stop wrote in between is left out: the curve is that of the plan. Where the sampler can be adjusted, samples
-    are drawn in at most CURVE_STEPS steps of SAMPLER. Arguments: recipe, the file of one's own.
+    Checkpoints in between, which an interruption wrote, are left out. Where the sampler can be chosen, samples are
+    drawn in at most CURVE_STEPS steps of SAMPLER.
+    Arguments:
+        run: the run's folder.
+        recipe: the user's own recipe file, or None.
+        batch: examples of a step.
+        samples: number drawn at each checkpoint.
     """
     spent, points = timeline(run), []
     for step, folder in steps_in(run / "checkpoints").items():
@@ -270,10 +284,10 @@ def curve_of(
             continue
         if step % every and step != progress["ends"][-1]:
             continue
-        model = load(folder, recipe, device=bench.device)
+        model = load(folder, recipe, device=setup.device)
         steps = sample_steps(model) or 0
         how = {"sampler": Sampler(SAMPLER, CURVE_STEPS)} if steps > CURVE_STEPS else {}
-        quality = quality_of(model, bench, samples, **how)
+        quality = quality_of(model, setup, samples, **how)
         if quality is not None:
             seconds = max((t for s, t in spent if s <= step), default=0.0)
             points.append({"step": step, "seconds": seconds, "images": step * batch, **quality[0]})
@@ -281,7 +295,7 @@ def curve_of(
 
 
 def sample_steps(model: Any) -> int | None:
-    """Return the steps of the sampler that `sample(sampler=)` takes, of the model or of its second stage; else None."""
+    """Return the steps of the sampler of a model, or of its second stage, if `sample` takes a `sampler`; else None."""
     steps = _of_sampler(model, "sample_steps")
     return steps if isinstance(steps, int) and "sampler" in inspect.signature(model.sample).parameters else None
 
@@ -290,38 +304,39 @@ def _of_sampler(model: Any, name: str) -> Any:
     return getattr(model, name, getattr(getattr(model, "second", None), name, None))
 
 
-def evaluations_of(model: Any, bench: Bench, samples: int) -> tuple[list[dict[str, Any]], str | None]:
-    """Return quality over network evaluations a sample: a curve where the sampler can be adjusted, else one point.
+def evaluations_of(model: Any, setup: Setup, samples: int) -> tuple[list[dict[str, Any]], str | None]:
+    """Return quality over network evaluations per sample: a curve where the sampler can be chosen, else one point.
 
-    And why there is none, of a model that does not name its networks, or data that has none of QUALITIES.
+    The second value is the reason where there is none: the model offers no networks(), or the data has none of
+    QUALITIES.
     """
     from ..evaluation.costs import evaluations
 
     hows: list[dict[str, Any]] = [{}]
     if sample_steps(model) is not None:
-        # Between a chain's levels its network was not trained.
+        # The network of a discrete chain was not trained at times between its levels.
         most = _of_sampler(model, "timesteps") or math.inf
         hows = [{"sampler": Sampler(SAMPLER, steps)} for steps in EVALUATIONS if steps <= most]
-    draw(model, min(ROWS, samples), bench.seed, bench.device)  # the first call is slower
+    draw_samples(model, min(ROWS, samples), setup.seed, setup.device)  # the first call is slower
     points = []
     for how in hows:
         try:
             count = evaluations(model, COUNTED, **how)
         except NotOffered as error:
             return [], str(error)
-        quality = quality_of(model, bench, samples, **how)
+        quality = quality_of(model, setup, samples, **how)
         if quality is None:
-            return [], f"{bench.data.name} has none of {', '.join(QUALITIES)}"
+            return [], f"{setup.data.name} has none of {', '.join(QUALITIES)}"
         point = {"evaluations": count, **quality[0], "samples_per_second": quality[1]}
         points.append({**point, "sampler": SAMPLER} if how else point)
     return points, None
 
 
-# What a step costs.
+# The cost of a step.
 
 
 def costs(recipe: Recipe, entry: Mapping[str, Any], request: Mapping[str, Any], data: Data, device: str) -> list[float]:
-    """Return what one step of each stage of a recipe costs, in the budget's unit, FLOPs or seconds."""
+    """Return the cost of one step of each stage of a recipe, in the budget's unit, FLOPs or seconds."""
     settings, build = settings_of_plan(recipe, entry, device), recipe.module().build
     if request["kind"] == "flops":
         return flops_of_stages(settings, build, data)
@@ -332,7 +347,7 @@ def costs(recipe: Recipe, entry: Mapping[str, Any], request: Mapping[str, Any], 
 
 
 def few(data: Data, n: int) -> Data:
-    """Return the first n examples, where they are in memory: enough to know what a step costs."""
+    """Return data with its first n examples only, where they are in memory: enough to measure a step."""
     parts = {name: getattr(data, name) for name in ("x", "labels", "factors")}
     return replace(data, **{name: part[:n] for name, part in parts.items() if part is not None})
 
@@ -352,11 +367,11 @@ def flops_of_stages(settings: Settings, build: Callable[..., list[Stage]], data:
 def seconds_of_stages(
     settings: Settings, build: Callable[..., list[Stage]], data: Data, seconds: float, warm_up: int = WARM_UP
 ) -> list[float]:
-    """Return the seconds of one step of each stage, the first steps left out; about `seconds` are spent on each stage.
+    """Return the seconds of one step of each stage, without the first steps; each stage runs for about `seconds`.
 
-    A step is what a run does in it: the batch, all turns, the logs, the moving average. Its time is the mean over the
-    fastest fifth of those seconds: what else a machine does can only slow a step, and would cost a recipe its steps.
-    Work that comes every k steps, as a lazy penalty, is missed where a fifth of the seconds has fewer than k.
+    A step is as in a run: batch, turns of all players, logs, moving average. Its time is the mean over the fastest
+    fifth of the seconds, since other load on the machine can only slow a step. Work that comes every k steps, such as
+    a lazy penalty, is missed where a fifth of the seconds has fewer than k steps.
     """
     from accelerate import Accelerator
 
@@ -370,12 +385,12 @@ def seconds_of_stages(
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         begin = window = time.perf_counter()
         first, fastest = warm_up, math.inf
-        # Never reached: the loop below ends it by the clock, after at least five steps that count.
+        # The clock ends the loop below, after at least five timed steps.
         for n, logs in train(stage.players, read(batches), accelerator, 10**9):
             if ema is not None:
                 ema.update_parameters(stage.model)
             if n % 10 == 0 or n <= warm_up:
-                # Reading a number waits for the device.
+                # Reading a value synchronizes with the device.
                 float(next(iter(logs.values())))
             now = time.perf_counter()
             if n == warm_up:

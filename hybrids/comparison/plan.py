@@ -1,6 +1,6 @@
-"""What a comparison trains: recipes of matched sizes, each for as many steps as the budget pays for.
+"""The plan of a comparison: recipes with matched numbers of parameters, each with the steps that the budget allows.
 
-Decided once and written to OUT/plan.json, so that the same command goes on with what it began.
+It is made once and written to OUT/plan.json, so that the same command continues an interrupted comparison.
 """
 
 import difflib
@@ -23,36 +23,49 @@ from ..stage import Stage, check_moved
 from .recipes import Recipe
 
 __all__ = [
-    "BUDGETS", "Options", "check", "checkpoint_every", "data_asked", "errors_of", "keep_plan", "kept_plan",
-    "lengths", "make_plan", "matched", "run_words", "settings_of_plan", "trained_parameters", "with_lengths",
+    "BUDGETS", "Options", "check", "checkpoint_every", "data_of_options", "errors_of",
+    "lengths", "make_plan", "matched", "read_plan", "run_words", "settings_of_plan", "trained_parameters",
+    "with_lengths", "write_plan",
 ]  # fmt: skip
 
 FORMAT = 1
 BUDGETS = ("images", "flops", "seconds")
-"""Examples seen in training, each time that one is seen; floating-point operations of all players, forward and
-backward; seconds of training, without start-up, checkpoints and pictures."""
+"""images: training examples, counted in every epoch; flops: floating-point operations of all players, forward and
+backward; seconds: of training, without start-up, checkpoints and pictures."""
 OWNED = (
     "data", "resolution", "channels", "steps", "first_steps", "seed", "device", "out", "resume", "overwrite",
     "checkpoint_every", "keep_checkpoints", "log_every", "sample_every", "evaluate_every", "config",
 )  # fmt: skip
-"""Settings of a recipe that the comparison gives, so that nobody else may."""
+"""Settings of a recipe that the comparison sets, and that --set must not contain."""
 CHECKPOINTS = 6
-"""Of the last stage, evenly spaced, that the curve of quality over time is measured at."""
+"""Checkpoints of the last stage, evenly spaced, at which the curve of quality over time is measured."""
 SPARE = 20
-"""More checkpoints than planned that are kept: each stop writes one."""
+"""Checkpoints that are stored in addition to the planned ones: each interruption writes one."""
 LINES = 200
-"""Of metrics.jsonl, about, whatever the number of steps."""
+"""Approximate number of lines of metrics.jsonl, whatever the number of steps."""
 WIDEST = 4096
+"""Largest width that is tried."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of scripts/compare.py.
+    """The options of a comparison, as of scripts/compare.py.
 
-    Arguments: recipes, by name or file; data, as `--data` of a recipe; kind and value of the budget; out, the folder;
-    resolution, of images; parameters, that widths are chosen for, None for the median of the recipes' own; seeds, how
-    many; samples, that each run is measured on; curve_samples, at each point of a curve; jobs, processes at once;
-    metrics, by name or FILE.py:NAME, None for all; words, further settings by recipe; device.
+    Arguments:
+        recipes: by name or file.
+        data: as `--data` of a recipe.
+        kind: of the budget, one of BUDGETS.
+        value: of the budget, for each run.
+        out: the comparison's folder.
+        resolution: of images; None: the data's own.
+        parameters: number for which widths are chosen; None: the median of the recipes' default sizes.
+        seeds: number of runs of each recipe.
+        samples: number on which each run is measured.
+        curve_samples: number at each point of a curve.
+        jobs: processes at a time.
+        metrics: by name or FILE.py:NAME; None: all.
+        words: further command-line arguments, by recipe.
+        device: as `--device` of a recipe.
     """
 
     recipes: tuple[str, ...]
@@ -71,11 +84,11 @@ class Options:
     device: str = "auto"
 
     def chosen(self) -> dict[str, Recipe]:
-        """The recipes by name."""
+        """Return the recipes by name."""
         return {recipe.name: recipe for recipe in map(Recipe, self.recipes)}
 
     def fixed(self) -> dict[str, Any]:
-        """What may not change in a folder once there is something in it."""
+        """Return the options that cannot change in the folder of an existing comparison."""
         names = ("data", "resolution", "kind", "value", "parameters", "samples", "curve_samples")
         metrics = None if self.metrics is None else sorted(map(_resolved, self.metrics))
         return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
@@ -89,24 +102,24 @@ def _resolved(metric: str) -> str:
 # The plan.
 
 
-def kept_plan(out: Path) -> dict[str, Any] | None:
-    """Return the plan that lies in a folder, if there is one."""
+def read_plan(out: Path) -> dict[str, Any] | None:
+    """Return the plan in a folder, or None."""
     path = out / "plan.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def keep_plan(out: Path, plan: Mapping[str, Any]) -> None:
-    """Write the plan of a comparison."""
+def write_plan(out: Path, plan: Mapping[str, Any]) -> None:
+    """Write a plan to OUT/plan.json."""
     write_whole(out / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 
 def make_plan(options: Options, data: Data) -> dict[str, Any]:
-    """Return the plan that lies in `options.out`, with recipes and seeds that are new, and write it there.
+    """Make or extend the plan in `options.out` with new recipes and seeds, write it and return it.
 
-    A recipe that the data, or its own settings on this data, cannot have is in it as refused, with the reason.
-    Raises Refusal for options that have changed otherwise, with the difference.
+    A recipe that cannot be built with its settings on this data is in the plan as refused, with the reason.
+    Raises Refusal, with the differences, where other options have changed.
     """
-    plan = kept_plan(options.out)
+    plan = read_plan(options.out)
     card = {**data.card(), "examples": len(data)}
     if plan is None:
         plan = {"format": FORMAT, "asked": options.fixed(), "seeds": 0, "data": card, "parameters": None, "recipes": {}}
@@ -116,20 +129,21 @@ def make_plan(options: Options, data: Data) -> dict[str, Any]:
     entries = {name: _entry(recipe, options, data) for name, recipe in new.items()}
     if plan["parameters"] is None:
         counts = sorted(entry["parameters"] for entry in entries.values() if entry["refused"] is None)
-        # The lower median: half of the recipes shrink and half of them grow, none far from what it was made for.
+        # The lower median: no recipe's size changes much from its default.
         plan["parameters"] = options.parameters or (counts[(len(counts) - 1) // 2] if counts else None)
     for name, entry in entries.items():
         if entry["refused"] is None:
             try:
                 _match(new[name], entry, data, plan["parameters"])
             except Exception as error:
-                entry["refused"] = f"no width was found: {type(error).__name__}: {error}"
+                entry["refused"] = f"no width gives {plan['parameters']} parameters: {type(error).__name__}: {error}"
         plan["recipes"][name] = entry
-    keep_plan(options.out, plan)
+    write_plan(options.out, plan)
     return plan
 
 
 def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]) -> None:
+    """Raise Refusal, with all differences, where a plan is of other options or data (a data set's card)."""
     if plan["format"] != FORMAT:
         raise Refusal(f"{options.out / 'plan.json'}: is of format {plan['format']}; expected {FORMAT}")
     before, now = plan["asked"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
@@ -141,7 +155,7 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
     for name, entry in plan["recipes"].items():
         given, own = entry.get("given", name), options.words.get(name, "")
         if name not in chosen:
-            errors.append(f"recipes: {name} is dropped")
+            errors.append(f"recipes: {name} is missing")
         elif given != str(chosen[name].file or name):
             errors.append(f"recipes: {name} was {given}, and is {chosen[name].file or 'one of recipes/'}")
         elif entry["own"] != own:
@@ -150,22 +164,23 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
             words := _words(options, own, card["shape"]),
             [*words, "--width", str(entry["width"])],
         ):
-            # They are typed to the recipe as if by the user: none may come from the folder alone.
+            # They become the recipe's command line: arguments from the folder alone are refused.
             errors.append(f"words of {name}: {shlex.join(entry['words'])}")
     if errors:
         raise Refusal(
-            f"--out {options.out}: holds a comparison of other options ({'; '.join(errors)}); recipes and seeds may be "
-            "added, for anything else give another --out"
+            f"--out {options.out}: contains a comparison with other options ({'; '.join(errors)}); only recipes and "
+            "seeds can be added: for other options give another --out"
         )
 
 
 def _words(options: Options, own: str, shape: Sequence[int]) -> list[str]:
-    """Return what a recipe is trained with but for its width: the data, and the words of --set."""
+    """Return a recipe's command-line arguments without its width: the data, and those of --set."""
     size = ["--resolution", str(shape[-1])] if len(shape) == 3 else []
     return ["--data", options.data, *size, *shlex.split(own)]
 
 
 def _entry(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
+    """Return a recipe's entry in the plan, refused with the reason where it cannot be built."""
     own = options.words.get(recipe.name, "")
     words = _words(options, own, data.shape)
     entry: dict[str, Any] = {
@@ -192,7 +207,7 @@ def _entry(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
     except ValueError as error:
         entry["refused"] = str(error)
     except Exception as error:
-        # What one recipe cannot do must not cost the others.
+        # The failure of one recipe must not stop the others.
         entry["refused"] = f"{type(error).__name__}: {error}"
     else:
         entry["parameters"] = trained_parameters(stages)
@@ -201,7 +216,7 @@ def _entry(recipe: Recipe, options: Options, data: Data) -> dict[str, Any]:
 
 
 def _match(recipe: Recipe, entry: dict[str, Any], data: Data, target: int) -> None:
-    """Choose the width, unless the recipe has none or --set gives it."""
+    """Choose the width by `matched`, unless the recipe has no width or --set gives it."""
     module, card = recipe.module(), Data.from_card(data.card())
     known = settings_of(module.Settings)
     if "width" not in known or "--width" in {word.partition("=")[0] for word in entry["words"]}:
@@ -216,23 +231,27 @@ def _match(recipe: Recipe, entry: dict[str, Any], data: Data, target: int) -> No
 
 
 def with_lengths(out: Path, plan: dict[str, Any], name: str, costs: list[float] | None) -> None:
-    """Settle how many steps each stage of a recipe has; costs, of a step of each, None where an image is the unit."""
+    """Set the number of steps of each stage of a recipe in the plan, and write the plan.
+
+    Arguments:
+        costs: of one step of each stage, in the budget's unit; None where the unit is images.
+    """
     entry = plan["recipes"][name]
     if costs is None:
         costs = [float(entry["batch"])] * len(entry["stages"])
     known = settings_of(Recipe(entry.get("given", name)).module().Settings)
     entry["split"] = len(costs) == 2 and "first_steps" in known
     entry["lengths"] = lengths(plan["asked"]["value"], costs, entry["split"])
-    keep_plan(out, plan)
+    write_plan(out, plan)
 
 
 def checkpoint_every(entry: Mapping[str, Any]) -> int:
-    """Return the steps between the checkpoints of a recipe whose lengths are settled."""
+    """Return the steps between the checkpoints of a recipe whose lengths are set."""
     return -(-entry["lengths"][-1] // CHECKPOINTS)
 
 
 def run_words(entry: Mapping[str, Any], seed: int, device: str) -> list[str]:
-    """Return the words of one run of a recipe whose lengths are settled, but for its folder."""
+    """Return the command-line arguments of one run of a recipe whose lengths are set, without --out."""
     steps, every = entry["lengths"], checkpoint_every(entry)
     words = [*entry["words"], "--steps", str(steps[-1]), "--seed", str(seed), "--device", device]
     if entry["split"]:
@@ -242,7 +261,7 @@ def run_words(entry: Mapping[str, Any], seed: int, device: str) -> list[str]:
 
 
 def settings_of_plan(recipe: Recipe, entry: Mapping[str, Any], device: str = "cpu") -> Settings:
-    """Return the settings that a recipe's costs are measured with: those of its runs but for their length."""
+    """Return the settings with which a recipe's costs are measured: those of its runs except their length."""
     return _settings(recipe, [*entry["words"], "--steps", "1000000", "--device", device])
 
 
@@ -254,16 +273,18 @@ def _settings(recipe: Recipe, words: list[str]) -> Settings:
 
 
 def trained_parameters(stages: Sequence[Stage]) -> int:
-    """Return how many numbers the players of all stages move, critics included, each counted once."""
+    """Return the number of trained parameters of all stages, critics included, each counted once."""
     moved: set[Tensor] = {p for stage in stages for player in stage.players for p in player.parameters_moved()}
     return sum(p.numel() for p in moved)
 
 
 def matched(count: Callable[[int], int], target: int, least: int = 1) -> tuple[int, int]:
-    """Return the width whose count is nearest to `target`, and that count, which is never quite the target.
+    """Return the width whose count is nearest to `target`, and that count.
 
-    Arguments: count, of parameters by width, rising with it, which raises ValueError for a width that cannot be;
-    target; least, the smallest width.
+    Arguments:
+        count: number of parameters by width, increasing; raises ValueError for an invalid width.
+        target: number of parameters.
+        least: smallest width.
     """
 
     def at(width: int) -> tuple[int, int]:
@@ -286,45 +307,48 @@ def matched(count: Callable[[int], int], target: int, least: int = 1) -> tuple[i
 
 
 def lengths(value: float, costs: Sequence[float], split: bool) -> list[int]:
-    """Return the steps of each stage that a budget pays for, at least one.
+    """Return the steps of each stage within a budget, at least one.
 
-    Arguments: value, the budget; costs, of one step of each stage, in the budget's unit; split, whether stages may
-    have lengths of their own: each then has the same share of the budget, else the same number of steps.
+    Arguments:
+        value: the budget.
+        costs: of one step of each stage, in the budget's unit.
+        split: divide the budget equally between the stages; else all stages have the same number of steps.
+    Raises ValueError for a cost that is not above 0.
     """
     if not all(cost > 0 for cost in costs):
-        raise ValueError(f"costs of a step must be above 0, to be paid from a budget; got {list(costs)}")
+        raise ValueError(f"costs of a step must be above 0; got {list(costs)}")
     if split:
         return [max(1, int(value / len(costs) / cost)) for cost in costs]
     return [max(1, int(value / sum(costs)))] * len(costs)
 
 
-# What is refused before anything trains.
+# Checks before training.
 
 
-def data_asked(options: Options) -> Data:
-    """Return the data set; digits at 8 × 8 unless told otherwise, where they have grey levels of their own."""
+def data_of_options(options: Options) -> Data:
+    """Return the data set of options; digits have 8 × 8 pixels by default, their original resolution."""
     with asked("--data"):
         return load_data(options.data, options.resolution or (8 if options.data == "digits" else None))
 
 
 def check(options: Options) -> None:
-    """Raise Refusal with everything that is wrong, before anything is written or trained."""
+    """Raise Refusal with all errors in the options, before anything is written or trained."""
     if errors := errors_of(options):
         raise Refusal(errors)
 
 
 def errors_of(options: Options) -> list[str]:
-    """Return everything that is wrong with options, one text each."""
+    """Return all errors in the options, one text each."""
     recipes = [Recipe(given) for given in options.recipes]
     wrong = {recipe.name: error for recipe in recipes if (error := _recipe_error(recipe))}
     errors = list(wrong.values())
     for name in dict.fromkeys(recipe.name for recipe in recipes):
         if [recipe.name for recipe in recipes].count(name) > 1:
-            errors.append(f"--recipes: {name} is named twice; expected each name, of a file its stem, once")
+            errors.append(f"--recipes: {name} is given twice; expected each name (of a file: its stem) once")
     if not recipes:
-        errors.append("--recipes: names none; expected at least one")
+        errors.append("--recipes: got none; expected at least one")
     if options.kind not in BUDGETS:
-        errors.append(f"the budget is {options.kind!r}; expected one of {', '.join(BUDGETS)}")
+        errors.append(f"kind of the budget: got {options.kind!r}; expected one of {', '.join(BUDGETS)}")
     if not options.value > 0:
         errors.append(f"--{options.kind} {options.value:g}: expected more than 0")
     for name in ("seeds", "jobs", "parameters"):
@@ -334,7 +358,7 @@ def errors_of(options: Options) -> list[str]:
     names = [recipe.name for recipe in recipes]
     for name, words in options.words.items():
         if name not in names:
-            errors.append(f"--set {name}=…: is not among --recipes {' '.join(names)}; {_nearest(name, names)}")
+            errors.append(f"--set {name}=…: {name} is not in --recipes {' '.join(names)}; {_nearest(name, names)}")
         elif name not in wrong:
             errors += _word_errors(options.chosen()[name], words)
     return errors + _folder_errors(options.out)
@@ -349,9 +373,9 @@ def _recipe_error(recipe: Recipe) -> str | None:
     here = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.py"))
     if recipe.file is None and recipe.name not in here:
         near = _nearest(recipe.name, here)
-        return f"--recipes {recipe.given}: there is no such recipe; {near}; give one of your own by its file, ./mine.py"
+        return f"--recipes {recipe.given}: no such recipe; {near}; or give your own recipe by its file, ./mine.py"
     if recipe.file is not None and not recipe.file.is_file():
-        return f"--recipes {recipe.given}: no such file (looked for {recipe.file})"
+        return f"--recipes {recipe.given}: no such file: {recipe.file}"
     try:
         recipe.module()
         recipe.family()
@@ -386,7 +410,7 @@ def _word_errors(recipe: Recipe, words: str) -> list[str]:
     flags = {word.partition("=")[0] for word in split if word.startswith("--")}
     taken = [flag for flag in sorted(flags) if flag[2:].replace("-", "_") in OWNED]
     if taken:
-        return [f"--set {recipe.name}: {', '.join(taken)} is the comparison's own to give; drop it"]
+        return [f"--set {recipe.name}: {', '.join(taken)} is set by the comparison; remove it"]
     try:
         _settings(recipe, split)
     except Refusal as refusal:
@@ -395,11 +419,11 @@ def _word_errors(recipe: Recipe, words: str) -> list[str]:
 
 
 def _folder_errors(out: Path) -> list[str]:
-    place = out
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        return [f"--out {out}: {place} is a file; give a folder"]
-    if not os.access(place, os.W_OK):
-        return [f"--out {out}: cannot be written ({place.resolve()}); give a folder that can"]
+    existing = out
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        return [f"--out {out}: {existing} is a file; give a folder"]
+    if not os.access(existing, os.W_OK):
+        return [f"--out {out}: {existing.resolve()} is not writable; give a writable folder"]
     return []

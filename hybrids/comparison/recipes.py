@@ -1,4 +1,4 @@
-"""A recipe as a comparison sees it: one of ours by name or a user's own by file, its title and its family."""
+"""The recipes of a comparison: the project's by name or a user's own by file, with title and family."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,7 @@ DEFAULT = (
     "latent_diffusion",
     "latent_adversarial_diffusion",
 )
-"""Three pure families, their three connections, all three at once."""
+"""The three families VAE, GAN and diffusion, their three pairs, and all three together."""
 TITLES = {
     "vae": "VAE",
     "gan": "GAN",
@@ -39,21 +39,22 @@ FAMILIES = {
     "latent_diffusion": "VAE + diffusion",
     "latent_adversarial_diffusion": "VAE + GAN + diffusion",
 }
-"""VAE, GAN, diffusion, or those that are joined in a recipe."""
+"""The family of each recipe, or the families that it combines."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One of recipes/ by its name, or one's own by its file.
+    """A recipe of recipes/ by its name, or a user's own by its file.
 
-    Arguments: given, such as `vae`, or the path of a .py file, whose stem is then the recipe's name.
+    Arguments:
+        given: such as `vae`, or the path of a .py file, whose stem is then the recipe's name.
     """
 
     given: str
 
     @property
     def file(self) -> Path | None:
-        """The file of one's own."""
+        """The file of a user's own recipe; None for one of recipes/."""
         return Path(self.given).resolve() if self.given.endswith(".py") else None
 
     @property
@@ -62,22 +63,22 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """The name for people."""
+        """The name in reports."""
         words = self.name.replace("_", " ")
         return TITLES.get(self.name, words) if self.file is None else words
 
     def module(self) -> ModuleType:
-        """Load it. Raises Refusal where it is not there, or offers no Settings and build."""
+        """Load the recipe. Raises Refusal where it is missing, or defines no Settings or build."""
         module = _loaded(self.name, self.file)
         lacking = [name for name in ("Settings", "build") if not hasattr(module, name)]
         if lacking:
             raise Refusal(
-                f"{self.given}: a recipe must define Settings and build(settings, data); no {lacking[0]} there"
+                f"{self.given}: a recipe must define Settings and build(settings, data); {lacking[0]} is missing"
             )
         return module
 
     def family(self) -> str | None:
-        """VAE, GAN, diffusion or those that are joined in it; of one's own what its module's FAMILY says, or None."""
+        """Return the recipe's entry in FAMILIES; for a user's own its module's FAMILY, or None."""
         if self.file is None:
             return FAMILIES.get(self.name)
         family = getattr(self.module(), "FAMILY", None)

@@ -1,4 +1,4 @@
-"""The runs of a comparison on disk: where they lie, how they ended, and what their logs tell."""
+"""The runs of a comparison on disk: their paths, their outcome, and statistics of their logs."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from typing import Any
 
 from ..files import write_whole
 
-__all__ = ["Run", "last_words", "logged", "progress", "read_json", "reason", "spikes", "stability", "timeline"]
+__all__ = ["Run", "last_lines", "logged", "progress", "read_json", "reason", "spikes", "stability", "timeline"]
 
 SPIKE = 10.0
-"""A gradient's norm is a spike above so many times the running median."""
+"""A gradient norm above so many times the running median is a spike."""
 BEFORE = 5
-"""Norms that must come before one, so that their median says what is usual."""
+"""Least number of earlier norms for a running median."""
 WINDOW = 50
-"""Norms that the running median is of: they shrink as training goes on."""
+"""Most norms in the running median, which follows their decrease during training."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def ending(self) -> Path:
-        """Where it is kept how the training ended."""
+        """The file with the outcome of the training."""
         return self.folder.with_name(f"seed-{self.seed}.json")
 
     @property
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def unmeasured(self) -> Path:
-        """Where it is kept why measuring failed."""
+        """The file with the reason for a failed measurement."""
         return self.measured.with_suffix(".failed.json")
 
     @property
@@ -62,19 +62,19 @@ class Run:
         return self.out / "samples" / f"{self.recipe}-seed-{self.seed}.safetensors"
 
     def finished(self) -> bool:
-        """Whether it has been trained to its end."""
-        # Not by its summary, which is written before the last checkpoint.
+        """Return whether it has been trained to its end."""
+        # Its summary.json does not tell, since it is written before the last checkpoint.
         return self.outcome()["code"] == 0
 
     def outcome(self) -> dict[str, Any]:
-        """How its last training ended: code, None where it has not; why, of a failure; refused."""
+        """Return the outcome of its last training: code, None where it has not ended; why it failed; refused."""
         return read_json(self.ending) or {"code": None, "why": None, "refused": False}
 
     def ended(self, code: int) -> dict[str, Any]:
-        """Keep how its training ended, and return it: what a NaN stopped has failed, whatever its code."""
+        """Write the outcome of a training that ended with an exit code, and return it."""
         why = None if code == 0 else reason(self.log, code)
         if code == 0 and not (self.folder / "summary.json").is_file():
-            code, why = 1, "ended without a run: a recipe's file must end in experiment.main(Settings, build)"
+            code, why = 1, "it wrote no run: a recipe's file must end in experiment.main(Settings, build)"
         stopped = why is not None and why.startswith("stopped")
         outcome = {"code": code, "why": why, "refused": code == 2 and not stopped}
         write_whole(self.ending, json.dumps(outcome) + "\n")
@@ -82,15 +82,15 @@ class Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it is not there."""
+    """Return the content of a JSON file; an empty dictionary where there is none."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-# What a process said.
+# The output of a process.
 
 
-def last_words(log: Path, most: int = 4000) -> list[str]:
-    """Return the last lines of a text file that hold something, of its last `most` bytes."""
+def last_lines(log: Path, most: int = 4000) -> list[str]:
+    """Return the lines in the last `most` bytes of a text file that are not blank."""
     if not log.is_file():
         return []
     with log.open("rb") as file:
@@ -101,18 +101,18 @@ def last_words(log: Path, most: int = 4000) -> list[str]:
 
 
 def reason(log: Path, code: int) -> str:
-    """Return why a process failed, in one line: its last refusal, its last line, or the signal that ended it."""
+    """Return the reason for the failure of a process: its last refusal, its last line, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
-    lines = last_words(log)
+    lines = last_lines(log)
     refusals = [line.removeprefix("refused: ") for line in lines if line.startswith("refused: ")]
     if code == 2 and refusals:
         return refusals[-1]
-    return lines[-1] if lines else f"exit code {code} without a word"
+    return lines[-1] if lines else f"exit code {code} without output"
 
 
-# What a run logged.
+# The log of a run.
 
 
 def _entries(lines: Sequence[str]) -> list[dict[str, Any]]:
@@ -127,19 +127,19 @@ def _entries(lines: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run folder's metrics.jsonl."""
+    """Return the entries of a run folder's metrics.jsonl."""
     path = run / "metrics.jsonl"
     return _entries(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else []
 
 
 def progress(run: Path) -> int:
     """Return the last step that a run has logged."""
-    entries = _entries(last_words(run / "metrics.jsonl", 8192))
+    entries = _entries(last_lines(run / "metrics.jsonl", 8192))
     return int(entries[-1]["step"]) if entries else 0
 
 
 def timeline(run: Path) -> list[tuple[int, float]]:
-    """Return (step, seconds of training up to it) at each logged step: steps alone, no start-up and no pictures."""
+    """Return (step, seconds of training up to it) at each logged step, without start-up and pictures."""
     points, before, seconds = [], 0, 0.0
     for entry in logged(run):
         if "time/step_ms" in entry:
@@ -150,11 +150,11 @@ def timeline(run: Path) -> list[tuple[int, float]]:
 
 
 def stability(run: Path) -> dict[str, float]:
-    """Return what a run's log says of how stable its training was; nothing where no loss was logged.
+    """Return metrics of a run's stability from its log; an empty dictionary where no loss was logged.
 
-    diverged: 1 if a logged loss or gradient norm is not finite, else 0. A run that meets one is stopped before it logs
-    it: then only whoever started the run knows. spikes: the share of gradient norms, of all players together, that are
-    `spikes`; absent where no player has enough of them.
+    diverged: 1 if a logged loss or gradient norm is not finite, else 0. A run that stops at such a value does not log
+    it: its exit code tells. spikes: the share of gradient norms of all players that are `spikes`; absent where no
+    player has enough norms.
     """
     values: dict[str, list[float]] = {}
     for entry in logged(run):
@@ -163,21 +163,23 @@ def stability(run: Path) -> dict[str, float]:
                 values.setdefault(tag, []).append(float(value))
     if not values:
         return {}
-    figures = {"diverged": float(not all(math.isfinite(value) for some in values.values() for value in some))}
-    judged = [spike for tag, some in values.items() if tag.startswith("grad_norm/") for spike in spikes(some)]
-    return figures | ({"spikes": sum(judged) / len(judged)} if judged else {})
+    diverged = float(not all(math.isfinite(value) for some in values.values() for value in some))
+    flags = [spike for tag, some in values.items() if tag.startswith("grad_norm/") for spike in spikes(some)]
+    return {"diverged": diverged} | ({"spikes": sum(flags) / len(flags)} if flags else {})
 
 
 def spikes(norms: Sequence[float], factor: float = SPIKE) -> list[bool]:
     """Return whether each gradient norm, from the sixth, is above `factor` times the median of up to 50 before it.
 
-    Arguments: norms, of one player, in their order. What is not finite is a spike, and in no median.
+    A norm that is not finite is a spike, and enters no median.
+    Arguments:
+        norms: of one player, in order.
     """
-    usual: list[float] = []
-    judged = []
+    earlier: list[float] = []
+    flags = []
     for norm in norms:
-        if len(usual) >= BEFORE:
-            judged.append(not math.isfinite(norm) or norm > factor * statistics.median(usual[-WINDOW:]))
+        if len(earlier) >= BEFORE:
+            flags.append(not math.isfinite(norm) or norm > factor * statistics.median(earlier[-WINDOW:]))
         if math.isfinite(norm):
-            usual.append(norm)
-    return judged
+            earlier.append(norm)
+    return flags

@@ -1,4 +1,4 @@
-"""Studies: several runs beside each other, trained unless they are, and what came out as a table and a picture."""
+"""Parts of a study of several runs: train each once, measure the coverage of modes, write a table and a picture."""
 
 import json
 import sys
@@ -14,20 +14,20 @@ from ..evaluation import coverage, stacked_coverage
 from ..experiment import experiment, load_recipe, parse
 from ..pictures import picture
 
-__all__ = ["cpu_seconds", "draw", "mode_figures", "reached", "real_examples", "table", "trained"]
+__all__ = ["cpu_seconds", "mode_coverage", "reached", "real_examples", "save_panels", "table", "train_once"]
 
 
 def cpu_seconds(run: Path) -> float:
-    """What `trained` spent on a run so far."""
+    """Return the CPU seconds that `train_once` has spent on a run."""
     file = run / "cpu_seconds.json"
     return float(json.loads(file.read_text())) if file.is_file() else 0.0
 
 
-def trained(recipe: str, words: Sequence[str], run: Path) -> None:
-    """Train recipes/RECIPE.py with these words into a run folder, unless it is; one that was stopped goes on.
+def train_once(recipe: str, words: Sequence[str], run: Path) -> None:
+    """Train recipes/RECIPE.py with these arguments into a run folder, unless it is finished; resume an interrupted run.
 
-    Leaves the script with the run's code if a signal stops it. The CPU seconds are kept among the run's files, but for
-    what a kill cut off.
+    If a signal stops the run, the process exits with the run's code. The CPU seconds are added to the run's
+    cpu_seconds.json, except those of a killed process.
     """
     if (run / "summary.json").is_file():
         return
@@ -41,27 +41,27 @@ def trained(recipe: str, words: Sequence[str], run: Path) -> None:
 
 
 def real_examples(data: Data, n: int) -> Tensor:
-    """n examples as models see them: drawn where the data has a density, else the first of its training set."""
+    """Return n examples in the models' scale: drawn where the data has a density, else the first training examples."""
     if data.density is not None:
         return data.density.sample(n, torch.Generator().manual_seed(0))
     assert data.x is not None
     return data.decode(data.x[:n])
 
 
-def mode_figures(x: Tensor, data: Data) -> dict[str, float]:
-    """How samples lie among the modes of a mixture, or of stacked digits."""
+def mode_coverage(x: Tensor, data: Data) -> dict[str, float]:
+    """Return `coverage` of a mixture, or `stacked_coverage` of stacked digits."""
     return stacked_coverage(x) if data.modes is None else coverage(x, data.modes)
 
 
-def reached(figures: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> bool:
-    """Whether figures are at least, and at most, what is asked of them by name."""
-    return all(figures[name] >= low for name, low in least.items()) and all(
-        figures[name] <= high for name, high in most.items()
+def reached(values: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> bool:
+    """Return whether values are at least `least` and at most `most`, by name."""
+    return all(values[name] >= low for name, low in least.items()) and all(
+        values[name] <= high for name, high in most.items()
     )
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    """Markdown, a row for each dict; columns are all names, in order of appearance."""
+    """Return a Markdown table with a row for each dictionary; the columns are all names, in order of appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def cell(value: object) -> str:
@@ -73,8 +73,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def draw(rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path) -> None:
-    """Rows of panels (title, examples): images as a grid, points as a scatter."""
+def save_panels(rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path) -> None:
+    """Write rows of panels (title, examples) to an image file: images as a grid, points as a scatter plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

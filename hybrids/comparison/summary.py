@@ -1,4 +1,4 @@
-"""report.json: everything that lies in a comparison's folder in one file, figures over seeds, and equal terms."""
+"""report.json: all results in a comparison's folder, with statistics over seeds and the costs of each recipe."""
 
 import json
 import math
@@ -13,54 +13,59 @@ from ..evaluation.metrics import METRICS
 from ..experiment import Refusal
 from ..files import write_whole
 from .measure import QUALITIES
-from .plan import kept_plan
+from .plan import read_plan
 from .recipes import FAMILIES, Recipe
 from .runs import Run, read_json, stability, timeline
 from .verdicts import verdicts
 
-__all__ = ["report_of", "spread", "summarize"]
+__all__ = ["report_of", "seed_statistics", "summarize"]
 
 FORMAT = 1
 FAR = 0.1
-"""Recipes whose parameters or training operations are farther than this share from the median get a warning."""
+"""Relative difference from the median number of parameters or training operations above which there is a warning."""
 WORDS = {"high_quality": "share of high quality", "frechet": "Fréchet distance"}
 PARTS = ("name", "axis", "better", "unit", "says")
 EXTRA = [
-    ("training_seconds", "speed", "lower", "s", "Seconds of training steps, start-up and pictures left out."),
-    ("flops_per_step", "speed", "lower", "", "FLOPs of one training step, all players, forward and backward; of stages "
-     "the mean over the run's steps."),
-    ("seconds_to_quality", "speed", "lower", "s", "Seconds of training until the Fréchet distance (of points, the "
-     "share of high quality) is, at a checkpoint, the median recipe's last one or better; absent where it never is."),
-    ("rate_at_quality", "speed", "higher", "1/s", "Samples a second with the fewest network evaluations whose Fréchet "
-     "distance (of points, share of high quality) is the median recipe's last one or better; absent where none is."),
-    ("spread", "stability", "lower", "", "Standard deviation over seeds of the Fréchet distance (of points, the "
-     "share of high quality), over its mean."),
-    ("diverged", "stability", "lower", "", "Share of runs whose loss or gradients ceased to be finite."),
+    ("training_seconds", "speed", "lower", "s", "Seconds of training steps, without start-up and pictures."),
+    ("flops_per_step", "speed", "lower", "", "FLOPs of one training step, all players, forward and backward; for "
+     "several stages the mean over the run's steps."),
+    ("seconds_to_quality", "speed", "lower", "s", "Seconds of training until the first checkpoint whose Fréchet "
+     "distance (for points: share of high quality) is at least as good as the median of all recipes' final ones; "
+     "missing where no checkpoint is."),
+    ("rate_at_quality", "speed", "higher", "1/s", "Samples per second with the fewest network evaluations at which the "
+     "Fréchet distance (for points: share of high quality) is at least as good as the median of all recipes' final "
+     "ones; missing where it never is."),
+    ("spread", "stability", "lower", "", "Standard deviation over seeds of the Fréchet distance (for points: share of "
+     "high quality), divided by its mean."),
+    ("diverged", "stability", "lower", "", "Share of runs whose loss or gradients became infinite or NaN."),
     ("spikes", "stability", "lower", "", "Share of logged gradient norms above ten times their running median."),
 ]  # fmt: skip
-"""What the comparison itself knows of runs: name, axis, better, unit, says."""
+"""Metrics of runs and of several seeds, beside those of `evaluation.METRICS`: name, axis, better, unit, says."""
 
 Better = Literal["lower", "higher", "real", "neither"]
 
 
 def report_of(out: Path) -> dict[str, Any]:
-    """Write report.json and the page of what lies in `out`, and return the report. Raises Refusal."""
-    plan = kept_plan(out)
+    """Write report.json and the page of the comparison in `out`, and return the report.
+
+    Raises Refusal for a folder without a comparison.
+    """
+    plan = read_plan(out)
     if plan is None:
-        raise Refusal(f"--out {out}: holds no comparison (there is no plan.json); give the folder of one")
+        raise Refusal(f"--out {out}: there is no plan.json in it; give the folder of a comparison")
     machine = read_json(out / "machine.json")
     report = summarize(out, plan, machine, machine.pop("command", ""))
     try:
         from .page import write_report
     except ImportError as error:
-        print(f"{out / 'report.json'} stands alone: {error}", file=sys.stderr)
+        print(f"only {out / 'report.json'} was written, without the page: {error}", file=sys.stderr)
         return report
     write_report(report, out)
     return report
 
 
 def summarize(out: Path, plan: Mapping[str, Any], machine: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Return the report of what lies in `out`, written to report.json. Numbers that are not finite are texts there."""
+    """Return the report of the comparison in `out`, and write it to report.json, non-finite numbers as strings."""
     measured = read_json(out / "measured" / "real.json")
     real = measured.get("figures", {})
     metrics: dict[str, dict[str, str]] = {
@@ -76,8 +81,8 @@ def summarize(out: Path, plan: Mapping[str, Any], machine: Mapping[str, Any], co
         recipe["missing"] = _missing(recipe)
     _warn(recipes)
     card, request = plan["data"], plan["asked"]
-    used = {name for recipe in recipes for figures in (recipe["summary"], *(run["figures"] for run in recipe["runs"]))
-            for name in figures}  # fmt: skip
+    used = {name for recipe in recipes for part in (recipe["summary"], *(run["figures"] for run in recipe["runs"]))
+            for name in part}  # fmt: skip
     used |= set(request["metrics"] or ()) | (set(metrics) - known)
     shown = out / "samples" / "real.safetensors"
     report = {
@@ -106,7 +111,7 @@ def summarize(out: Path, plan: Mapping[str, Any], machine: Mapping[str, Any], co
 
 
 def _plain(value: Any) -> Any:
-    """Return the same with "nan", "inf" and "-inf" for numbers that JSON cannot hold."""
+    """Return the same with the strings "nan", "inf" and "-inf" for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -120,7 +125,7 @@ def _plain(value: Any) -> Any:
 def _recipe(
     out: Path, plan: Mapping[str, Any], name: str, entry: Mapping[str, Any], metrics: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
-    """Return what the report says of a recipe, but for its summary; metrics gets those of one's own."""
+    """Return a recipe's entry in the report, without its summary; add the user's metrics to `metrics`."""
     runs, whys = [], []
     refused = entry["refused"]
     for seed in range(plan["seeds"]) if refused is None and entry["lengths"] is not None else ():
@@ -145,7 +150,7 @@ def _recipe(
     return {
         "recipe": name,
         "title": Recipe(entry.get("given", name)).title,
-        # Never by loading the recipe: a path that is read from a folder is not executed.
+        # Not by loading the recipe: a file whose path is read from a folder is not executed.
         "family": entry.get("family", FAMILIES.get(name)),
         "words": shlex.join(words),
         "parameters": entry["parameters"],
@@ -159,7 +164,7 @@ def _recipe(
 
 
 def _run(run: Run, entry: Mapping[str, Any], outcome: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the report says of one run; results, what was measured of it."""
+    """Return a run's entry in the report; results are its measurements."""
     finished, spent = run.finished(), timeline(run.folder)
     results = results if finished else {}
     steps = sum(entry["lengths"]) if finished else (spent[-1][0] if spent else 0)
@@ -168,7 +173,7 @@ def _run(run: Run, entry: Mapping[str, Any], outcome: Mapping[str, Any], results
     if finished and "evaluations_curve" not in results:
         why = f"not measured: {read_json(run.unmeasured).get('why', 'the comparison was stopped before')}"
     elif not finished and why is None:
-        why = "was not trained to its end"
+        why = "training has not finished"
     per_step = results.get("flops_per_step")
     flops = None if per_step is None else sum(a * b for a, b in zip(per_step, entry["lengths"]))
     of_training = stability(run.folder)
@@ -187,7 +192,7 @@ def _run(run: Run, entry: Mapping[str, Any], outcome: Mapping[str, Any], results
         "steps": steps,
         "images": steps * entry["batch"],
         "flops": flops,
-        "figures": {name: _figure(value) for name, value in of_training.items()} | results.get("figures", {}),
+        "figures": {name: _measurement(value) for name, value in of_training.items()} | results.get("figures", {}),
         "missing": dict(results.get("missing") or {}),
         "curve": results.get("curve", []),
         "evaluations_curve": results.get("evaluations_curve", []),
@@ -195,15 +200,15 @@ def _run(run: Run, entry: Mapping[str, Any], outcome: Mapping[str, Any], results
     }
 
 
-def _figure(value: float) -> dict[str, float | None]:
+def _measurement(value: float) -> dict[str, float | None]:
     return {"value": value, "floor": None, "low": None, "high": None}
 
 
-# Equal terms.
+# Costs.
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return what training a run cost, the mean over runs: FLOPs of all stages, steps, examples seen, seconds."""
+    """Return the mean cost of training a run: FLOPs of all stages, steps, training examples, seconds."""
     values = {
         name: [run[name] for run in runs if run[name] is not None] for name in ("flops", "steps", "images", "seconds")
     }
@@ -223,47 +228,47 @@ def _warn(recipes: Sequence[dict[str, Any]]) -> None:
                 recipe["warnings"].append(f"{value:.4g} {unit}, {share} the recipes' median, {median:.4g}")
 
 
-# Quality that is reached, and figures over seeds.
+# Cost of a given quality, and statistics over seeds.
 
 
 def _quality(recipes: Sequence[Mapping[str, Any]]) -> str:
-    """Return the name in QUALITIES that the report uses: the first that runs have as a figure, else on curves."""
+    """Return the metric of QUALITIES that the report uses: the first among the runs' metrics, else on their curves."""
     runs = [run for recipe in recipes for run in recipe["runs"]]
-    figures = {name for run in runs for name in run["figures"]}
+    measured = {name for run in runs for name in run["figures"]}
     curves = {name for run in runs for point in run["curve"] for name in point}
-    return next((name for known in (figures, curves) for name in QUALITIES if name in known), "frechet")
+    return next((name for known in (measured, curves) for name in QUALITIES if name in known), "frechet")
 
 
 def _qualities(recipes: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Add what it takes to reach the stated quality: the median over recipes of the last one on their curves."""
+    """Add seconds_to_quality and rate_at_quality to runs; the target is the median over recipes of final quality."""
     lower = QUALITIES[name] == "lower"
-    last = []
+    final = []
     for recipe in recipes:
         values = [run["curve"][-1].get(name, math.nan) for run in recipe["runs"] if run["curve"]]
         values = [value for value in values if math.isfinite(value)]
-        last += [statistics.fmean(values)] if values else []
-    if not last:
+        final += [statistics.fmean(values)] if values else []
+    if not final:
         return
-    stated = statistics.median_low(last) if lower else statistics.median_high(last)
+    target = statistics.median_low(final) if lower else statistics.median_high(final)
 
     def reached(point: Mapping[str, Any]) -> bool:
         value = point.get(name, math.nan)
-        return value <= stated if lower else value >= stated
+        return value <= target if lower else value >= target
 
     for run in (run for recipe in recipes for run in recipe["runs"]):
         reaching = {
             "seconds_to_quality": [point["seconds"] for point in run["curve"] if reached(point)],
             "rate_at_quality": [point["samples_per_second"] for point in run["evaluations_curve"] if reached(point)],
         }
-        for figure, values in reaching.items():
+        for metric, values in reaching.items():
             if values:
-                run["figures"][figure] = _figure(values[0])
+                run["figures"][metric] = _measurement(values[0])
             elif run["figures"]:
-                run["missing"].setdefault(figure, f"never reaches a {WORDS[name]} of {stated:.4g}")
+                run["missing"].setdefault(metric, f"never reaches a {WORDS[name]} of {target:.4g}")
 
 
 def _missing(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return why a recipe has no figure, metric → reason, where none of its runs has it and all have a reason."""
+    """Return the reasons for missing metrics, {metric: reason}, where no run has the metric and all have a reason."""
     reasons = [run["missing"] for run in recipe["runs"] if run["missing"]]
     some = dict.fromkeys(name for each in reasons for name in each if name != "samples")
     names = [name for name in some if all(name in each or "samples" in each for each in reasons)]
@@ -280,22 +285,22 @@ def _summary(
     real: Mapping[str, Any],
     quality: str,
 ) -> dict[str, Any]:
-    """Return each figure over seeds, and the spread of `quality`; what is not finite is seen in the runs alone."""
-    figures: dict[str, Any] = {}
+    """Return the statistics of each metric over seeds, finite values only, and the spread of `quality`."""
+    summary: dict[str, Any] = {}
     for name, metric in metrics.items():
         better: Any = metric["better"]
         values = [run["figures"][name]["value"] for run in runs if name in run["figures"]]
         values = [float(value) for value in values if value is not None and math.isfinite(value)]
         reference = real.get(name, {}).get("value")
         if better == "real" and reference is None:
-            # Ours are ratios to real; of one's own nobody knows.
+            # The project's are ratios to real data; the value of real data of a user's metric is unknown.
             better, reference = ("real", 1.0) if name in METRICS else ("neither", None)
         if values:
-            figures[name] = spread(values, better, reference)
-    over_seeds = figures.get(quality)
+            summary[name] = seed_statistics(values, better, reference)
+    over_seeds = summary.get(quality)
     if over_seeds and over_seeds["std"] is not None and over_seeds["mean"]:
         share = over_seeds["std"] / abs(over_seeds["mean"])
-        figures["spread"] = {
+        summary["spread"] = {
             "mean": share,
             "std": None,
             "low": None,
@@ -303,17 +308,19 @@ def _summary(
             "worst": None,
             "runs": over_seeds["runs"],
         }
-    return figures
+    return summary
 
 
-def spread(values: Sequence[float], better: Better = "lower", real: float | None = None) -> dict[str, float | None]:
-    """Return how the values of several seeds lie: mean, std, low, high, worst, runs.
+def seed_statistics(
+    values: Sequence[float], better: Better = "lower", real: float | None = None
+) -> dict[str, float | None]:
+    """Return statistics of the values of several seeds: mean, std, low, high, worst, runs.
 
-    std has n - 1 in its denominator; low and high are mean ± t std/√n, the 95% interval of Student's t with n - 1
-    degrees of freedom, exact for Gaussian values (Student 1908). worst is the largest value where lower is better, the
-    smallest where higher is, the farthest from `real` where that of real data is best; of "neither" there is none.
-    One value has no std, low and high: None. Raises ValueError for no values, for such as are not finite, and for
-    "real" without `real`.
+    std is unbiased in the variance (n - 1); low and high are mean ± t std/√n, the 95% interval of Student's t with
+    n - 1 degrees of freedom, exact for Gaussian values (Student 1908). worst is the largest value where lower is
+    better, the smallest where higher is, the farthest from `real` where better is "real", None for "neither". std, low
+    and high of one value are None.
+    Raises ValueError for no values, for values that are not finite, and for better="real" without `real`.
     """
     if better not in get_args(Better):
         raise ValueError(f"better must be one of {', '.join(get_args(Better))}; got {better!r}")

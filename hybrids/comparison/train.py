@@ -1,6 +1,6 @@
-"""Train and measure a comparison: pilots, runs, measurements, each a process of its own, so many at once.
+"""Training and measurement of a comparison: pilots, runs and measurements, each in its own process.
 
-Whatever is finished is not done again; stopped by a signal or killed, the same command goes on.
+Finished work is skipped, so the same command continues a comparison that was interrupted or killed.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from ..experiment.checkpoints.run_folder import lock
 from ..experiment.run.signals import Signals
 from ..files import write_whole
 from .measure import complete, device_named, real_complete
-from .plan import Options, check, data_asked, keep_plan, make_plan, run_words, with_lengths
+from .plan import Options, check, data_of_options, make_plan, run_words, with_lengths, write_plan
 from .recipes import Recipe
 from .runs import Run, progress, read_json, reason
 
@@ -34,16 +34,19 @@ REPOSITORY = Path(__file__).parents[2]
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1
 PATIENCE = 150
-"""How often a run is tried again whose folder is still held by a process of a comparison that was killed."""
+"""Most retries of a run whose folder is still locked by a process of a comparison that was killed."""
 
 
 def compare(options: Options, command: str = "") -> int:
-    """Train and measure all that `options` ask for and is not done; return the exit code, as of a run.
+    """Train and measure what is not finished of a comparison; return the exit code, as of a run.
 
-    `summary.report_of` then makes the report. Raises Refusal, before anything is trained, for what cannot work.
+    `summary.report_of` then writes the report. Raises Refusal, before training, for invalid options.
+    Arguments:
+        options: of the comparison.
+        command: the command line, for the report.
     """
     check(options)
-    data = data_asked(options)
+    data = data_of_options(options)
     with lock(options.out):
         plan = make_plan(options, data)
         with Signals() as stop, _Bar() as bar:
@@ -53,7 +56,7 @@ def compare(options: Options, command: str = "") -> int:
                 comparison.train()
                 comparison.measure()
             except Stopped:
-                print(f"stopped by a signal; the same command goes on in {options.out}", flush=True)
+                print(f"stopped by a signal; the same command continues in {options.out}", flush=True)
                 return STOPPED
         write_whole(options.out / "machine.json", json.dumps({**_machine(options), "command": command}) + "\n")
     return 0
@@ -62,8 +65,11 @@ def compare(options: Options, command: str = "") -> int:
 class Comparison:
     """The phases of a comparison.
 
-    Arguments: options; plan, made of them; pool, of processes; show, called with a text, and with the steps done and
-    the steps in all where they are known.
+    Arguments:
+        options: of the comparison.
+        plan: `make_plan` of them.
+        pool: runs the processes.
+        show: called with a text, and with the finished and the total number of steps where they are known.
     """
 
     def __init__(self, options: Options, plan: dict[str, Any], pool: "Pool", show: Callable[..., None]) -> None:
@@ -71,11 +77,11 @@ class Comparison:
         self.entries = {name: entry for name, entry in plan["recipes"].items() if entry["refused"] is None}
 
     def pilots(self) -> None:
-        """Settle how many steps each recipe has, by what its steps cost where the budget is not of images."""
+        """Set the number of steps of each recipe; for budgets other than images measure the cost of a step first."""
         kind, folder = self.plan["asked"]["kind"], self.options.out / "pilots"
         jobs: deque[Job] = deque()
 
-        def settle(name: str) -> bool:
+        def set_length(name: str) -> bool:
             costs = None if kind == "images" else read_json(folder / f"{name}.json").get(kind)
             if kind != "images" and costs is None:
                 return False
@@ -83,16 +89,16 @@ class Comparison:
             try:
                 with_lengths(self.options.out, self.plan, name, costs)
             except ValueError as error:
-                self.entries[name]["why"] = _tell(name, "has no length", str(error))
+                self.entries[name]["why"] = _report_failure(name, "its number of steps is not defined", str(error))
             return True
 
         for name, entry in self.entries.items():
-            if entry["lengths"] is None and not settle(name):
+            if entry["lengths"] is None and not set_length(name):
                 jobs.append(self._worker(name, ["costs", name], folder / f"{name}.log"))
-        for job, code in self.pool.run(jobs, lambda now: self.show(f"what a step costs: {_names(now)}")):
-            if code or not settle(job.name):
-                self.entries[job.name]["why"] = _tell(job.name, "its pilot failed", reason(job.log, code))
-        keep_plan(self.options.out, self.plan)
+        for job, code in self.pool.run(jobs, lambda now: self.show(f"measuring the cost of a step: {_names(now)}")):
+            if code or not set_length(job.name):
+                self.entries[job.name]["why"] = _report_failure(job.name, "its pilot failed", reason(job.log, code))
+        write_plan(self.options.out, self.plan)
 
     def train(self) -> None:
         """Train every run that is not finished."""
@@ -109,20 +115,20 @@ class Comparison:
 
         for job, code in self.pool.run(jobs, watch):
             why = reason(job.log, code) if code else ""
-            held = code == 2 and " is in use by " in why and tries[job.name] < PATIENCE
-            if held or code == STOPPED:
-                # A killed comparison's process is about to end; or somebody stopped the run itself: it goes on.
-                tries[job.name] += held
-                job.after = time.monotonic() + 2 * held
+            locked = code == 2 and " is in use by " in why and tries[job.name] < PATIENCE
+            if locked or code == STOPPED:
+                # A process of a killed comparison is about to end, or a signal stopped this run alone: try again.
+                tries[job.name] += locked
+                job.after = time.monotonic() + 2 * locked
                 jobs.append(job)
                 continue
             ended.add(job.name)
             outcome = runs[job.name].ended(code)
             if outcome["code"]:
-                _tell(job.name, "refused" if outcome["refused"] else "failed", outcome["why"])
+                _report_failure(job.name, "refused" if outcome["refused"] else "failed", outcome["why"])
 
     def measure(self) -> None:
-        """Measure real examples and every finished run, but for those that are."""
+        """Measure real examples and every finished run, skipping those that are measured."""
         out, request = self.options.out, self.plan["asked"]
         runs = {run.name: run for run in self.runs() if run.finished() and not complete(run, request)}
         jobs = deque(
@@ -137,16 +143,16 @@ class Comparison:
             self.show(f"measuring {_names(now)}, {many - len(jobs) - len(now)} of {many} measured")
 
         for job, code in self.pool.run(jobs, watch):
-            why = _tell(job.name, "not measured", reason(job.log, code)) if code else None
+            why = _report_failure(job.name, "not measured", reason(job.log, code)) if code else None
             if job.name in runs and why is None:
                 runs[job.name].unmeasured.unlink(missing_ok=True)
             elif job.name in runs:
                 write_whole(runs[job.name].unmeasured, json.dumps({"why": why}) + "\n")
 
     def runs(self) -> list[Run]:
-        """All runs whose length is settled, seed by seed, so that a comparison cut short has all recipes."""
-        settled = [name for name, entry in self.entries.items() if entry["lengths"] is not None]
-        return [Run(self.options.out, name, seed) for seed in range(self.plan["seeds"]) for name in settled]
+        """Return all runs whose number of steps is set, ordered by seed, so that an early end leaves all recipes."""
+        names = [name for name, entry in self.entries.items() if entry["lengths"] is not None]
+        return [Run(self.options.out, name, seed) for seed in range(self.plan["seeds"]) for name in names]
 
     def _training(self, run: Run) -> "Job":
         entry = self.entries[run.recipe]
@@ -164,28 +170,29 @@ def _names(jobs: list["Job"]) -> str:
     return ", ".join(job.name for job in jobs) or "…"
 
 
-def _tell(name: str, state: str, why: str) -> str:
+def _report_failure(name: str, state: str, why: str) -> str:
+    """Print a failure to stderr, and return the reason."""
     print(f"{name}: {state}: {why}", file=sys.stderr, flush=True)
     return why
 
 
 class _Bar:
-    """A progress bar on stderr; in a log file, which is no terminal, a line in ten seconds."""
+    """A progress bar on stderr; where that is not a terminal, one line every ten seconds."""
 
     def __enter__(self) -> "_Bar":
         from tqdm import tqdm
 
         self.bar: Any = tqdm(total=0, unit="step", dynamic_ncols=True, desc="comparison")
-        self.drawn = 0.0
+        self.refreshed = 0.0
         return self
 
     def show(self, text: str, done: int | None = None, total: int | None = None) -> None:
         if done is not None:
             self.bar.n, self.bar.total = done, total
         self.bar.set_postfix_str(text, refresh=False)
-        if time.monotonic() - self.drawn >= (0.2 if sys.stderr.isatty() else 10):
+        if time.monotonic() - self.refreshed >= (0.2 if sys.stderr.isatty() else 10):
             self.bar.refresh()
-            self.drawn = time.monotonic()
+            self.refreshed = time.monotonic()
 
     def __exit__(self, *error: object) -> None:
         self.bar.set_postfix_str("")
@@ -209,7 +216,7 @@ def _threads(at_once: int) -> int:
 
 
 def gpus(device: str) -> list[str]:
-    """Return the names for CUDA_VISIBLE_DEVICES between which runs are dealt; none where there are not several."""
+    """Return the values of CUDA_VISIBLE_DEVICES that jobs use in turn; an empty list for fewer than two GPUs."""
     if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -220,12 +227,12 @@ def gpus(device: str) -> list[str]:
 
 
 class Stopped(Exception):
-    """A signal has stopped the comparison; the processes have saved and ended."""
+    """Raised after a signal, once the running processes have saved and ended."""
 
 
 @dataclass
 class Job:
-    """A command, where its output goes, and not before which time (of time.monotonic) it may start."""
+    """A command with its name, its log file, and the earliest time (of time.monotonic) of its start."""
 
     name: str
     command: list[str]
@@ -234,22 +241,26 @@ class Job:
 
 
 class Pool:
-    """Runs jobs, so many at once, each with its log and its share of cores and GPUs.
+    """A pool of subprocesses, each with its log and its share of cores and GPUs.
 
-    One loop polls all: executors of threads would not be shorter, and a child's death signal (below) is bound to the
-    thread that started it, and must be set between fork and exec, which is not safe among threads.
+    One loop polls all of them. A thread pool would not be shorter, and a child's death signal (below) belongs to the
+    thread that started it, and must be set between fork and exec, which is not safe in a threaded process.
 
-    Arguments: at_once; gpus, the names that CUDA_VISIBLE_DEVICES is given in turn, none to leave it as it is; stop,
-    looked at in between: on a signal the running jobs get SIGTERM, are waited for, and `Stopped` is raised.
+    Arguments:
+        at_once: number of processes at a time.
+        gpus: values of CUDA_VISIBLE_DEVICES, used in turn; empty: the variable is not changed.
+        stop: received signals: the running jobs are sent SIGTERM and waited for, and `Stopped` is raised.
+        every: seconds between polls.
     """
 
     def __init__(self, at_once: int, gpus: list[str], stop: Signals, every: float = 0.2) -> None:
         self.at_once, self.gpus, self.stop, self.every = at_once, gpus, stop, every
 
     def run(self, jobs: deque[Job], watch: Callable[[list[Job]], None]) -> Iterator[tuple[Job, int]]:
-        """Yield each job with its exit code, as they end; more may be put into `jobs` meanwhile. watch sees what runs.
+        """Yield each job with its exit code as it ends; jobs may be appended to `jobs` meanwhile. Raises Stopped.
 
-        Raises Stopped.
+        Arguments:
+            watch: called with the running jobs at each poll.
         """
         running: dict[int, tuple[Job, subprocess.Popen]] = {}
         try:
@@ -264,7 +275,7 @@ class Pool:
                 watch([job for job, _ in running.values()])
                 time.sleep(self.every)
                 for slot, (job, process) in list(running.items()):
-                    # A job that a stop has reached already is no failure of its own.
+                    # After a stop, the exit code of a job does not mean that it failed.
                     if not self.stop.received and process.poll() is not None:
                         del running[slot]
                         yield job, process.returncode
@@ -276,17 +287,17 @@ class Pool:
                 process.wait()
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Return what the process in a slot finds around it."""
+        """Return the environment of the process in a slot."""
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-        # Waiting threads that spin make small networks many times slower on a busy machine.
+        # Spinning threads make small networks many times slower on a busy machine.
         threads = {"OMP_NUM_THREADS": str(_threads(self.at_once)), "OMP_WAIT_POLICY": "passive"}
-        dealt = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
-        return {**threads, **os.environ, "PYTHONPATH": path, **dealt}
+        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+        return {**threads, **os.environ, "PYTHONPATH": path, **gpu}
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
-            # A session of its own: else Ctrl-C would reach it twice, and a second signal ends it at once.
+            # A new session: otherwise Ctrl-C would reach the process twice, and the second signal ends it at once.
             return subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
@@ -299,6 +310,6 @@ class Pool:
 
 
 def _end_with_parent() -> None:
-    # A killed parent cannot pass anything on: the kernel then asks the child to save and end.
+    # If the parent is killed, the kernel sends the child SIGTERM, so that it saves and ends.
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

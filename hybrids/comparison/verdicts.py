@@ -1,6 +1,7 @@
-"""The usual table of adjectives, each beside the number that confirms or contradicts it. All rules are here.
+"""The adjectives that texts use for VAEs, GANs and diffusion models, each compared with a measured number.
 
-A word is said only where the whole 95% interval of its number is on one side of the word's limits.
+All rules are in this file. An adjective is assigned only where the whole 95% interval of the number is within its
+limits.
 """
 
 import math
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.figures import deviation_interval
+from ..evaluation.measurements import deviation_interval
 
 __all__ = ["USUAL", "verdicts"]
 
@@ -20,9 +21,9 @@ USUAL = {
     "coverage": {"VAE": "good", "GAN": "poor", "diffusion": "excellent"},
     "likelihood": {"VAE": "lower bound", "GAN": "none", "diffusion": "exact with effort"},
 }
-"""What texts say of the three pure families, axis by axis. Hybrids have no usual word."""
+"""The usual adjectives of the three families, by axis. Hybrids have none."""
 
-# The limits below were chosen before anything was measured.
+# These limits were chosen before any measurement.
 BLURRY, OVERSHARP = 0.8, 1.25
 SPREAD, SPIKES = 0.2, 0.01
 STRONG, WEAK = 0.9, 0.6
@@ -46,11 +47,11 @@ class Number:
         return f"{self.value:.3g} (95%: {self.low:.3g} to {self.high:.3g})"
 
     def map(self, function: Callable[[float], float]) -> "Number":
-        """The same of an increasing function of it."""
+        """Return an increasing function of the number and of its interval."""
         return Number(function(self.value), function(self.low), function(self.high))
 
     def words(self, first: str, *limits: tuple[float, str]) -> set[str]:
-        """Every word that is right somewhere in the interval: `first` below all limits, from each limit on its own."""
+        """Return all words that apply within the interval: `first` below all limits, then one from each limit on."""
         edges = [-math.inf, *(limit for limit, _ in limits), math.inf]
         words = [first, *(word for _, word in limits)]
         return {word for word, start, end in zip(words, edges, edges[1:]) if self.low < end and self.high >= start}
@@ -58,9 +59,9 @@ class Number:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one axis says of a recipe: the metric, its value, the words that may be right, and why.
+    """The result for a recipe on one axis: the metric, its value, the words that may apply, and the reason.
 
-    No words: it was not measured.
+    The set of words is empty where the metric was not measured.
     """
 
     metric: str
@@ -71,7 +72,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of one recipe, and what its judges need of the others."""
+    """The numbers of one recipe, and what the rules need to know of all recipes.
+
+    Arguments:
+        numbers: by metric.
+        runs: number of runs behind `spread`.
+        fastest: the most samples per second of all recipes.
+        finished: whether a run has finished.
+        likelihoods: whether any recipe has a likelihood.
+        family: of the recipe.
+    """
 
     numbers: Mapping[str, Number]
     runs: int
@@ -82,16 +92,16 @@ class Recipe:
 
 
 def _numbers(recipe: Mapping[str, Any]) -> dict[str, Number]:
-    """Means over seeds by Student's interval; of one seed the figure's own."""
+    """Return the means over seeds with Student's interval; for one seed with the measurement's own interval."""
     runs = [run.get("figures", {}) for run in recipe.get("runs", [])]
     numbers = {}
-    for name, one in recipe["summary"].items():
-        figures = [figures[name] for figures in runs if name in figures]
-        ends = one if _finite(one.get("low")) or not figures else figures[0]
-        value, low, high = one["mean"], ends.get("low"), ends.get("high")
+    for name, over_seeds in recipe["summary"].items():
+        measurements = [run[name] for run in runs if name in run]
+        ends = over_seeds if _finite(over_seeds.get("low")) or not measurements else measurements[0]
+        value, low, high = over_seeds["mean"], ends.get("low"), ends.get("high")
         if not _finite(value):
             continue
-        floors = [figure["floor"] for figure in figures if _finite(figure.get("floor"))]
+        floors = [one["floor"] for one in measurements if _finite(one.get("floor"))]
         numbers[name] = Number(
             value,
             low if _finite(low) else value,
@@ -108,13 +118,13 @@ def _finite(value: Any) -> bool:
 def _sharpness(recipe: Recipe) -> Judgement:
     names = [name for name in ("high_frequency", "laplacian") if name in recipe.numbers]
     if not names:
-        return Judgement("high_frequency", None, set(), "no sharpness was measured")
+        return Judgement("high_frequency", None, set(), "sharpness was not measured")
     numbers = [recipe.numbers[name] for name in names]
     limits = (BLURRY, "excellent"), (math.nextafter(OVERSHARP, math.inf), "noisy")
     words = set().union(*(number.words("blurry", *limits) for number in numbers))
-    told = " and ".join(f"{name} {number}" for name, number in zip(names, numbers))
+    evidence = " and ".join(f"{name} {number}" for name, number in zip(names, numbers))
     rule = f"of real images: blurry below {BLURRY}, excellent up to {OVERSHARP}, noisy above"
-    return Judgement(names[0], numbers[0].value, words, f"{told} {rule}")
+    return Judgement(names[0], numbers[0].value, words, f"{evidence} {rule}")
 
 
 def _stability(recipe: Recipe) -> Judgement:
@@ -128,26 +138,25 @@ def _stability(recipe: Recipe) -> Judgement:
     above = math.nextafter(SPIKES, math.inf)
     of_spikes = {"stable"} if spikes is None else spikes.words("stable", (above, "fragile"))
     if spikes is not None and of_spikes == {"fragile"}:
-        return Judgement("spikes", spikes.value, of_spikes, f"a share of {spikes} are spikes; {rule}")
+        return Judgement("spikes", spikes.value, of_spikes, f"share of spikes {spikes}; {rule}")
     if spread is None:
         known = next((name for name in ("spikes", "diverged") if name in recipe.numbers), "spikes")
         value = recipe.numbers[known].value if known in recipe.numbers else None
-        why = (
-            "no log was left" if value is None else f"one seed, which did not diverge, tells nothing of others; {rule}"
-        )
+        why = "there is no log" if value is None else f"only one seed, which did not diverge; {rule}"
         return Judgement(known, value, set(), why)
-    told = f"std over {recipe.runs} seeds is {spread} of the mean"
+    evidence = f"std over {recipe.runs} seeds is {spread} of the mean"
     words = spread.words("stable", (math.nextafter(SPREAD, math.inf), "fragile"))
     if words == {"stable"} != of_spikes:
-        return Judgement("spikes", spikes.value if spikes else None, of_spikes, f"{told}, {spikes} are spikes; {rule}")
-    return Judgement("spread", spread.value, words, f"{told}; {rule}")
+        value, because = spikes.value if spikes else None, f"{evidence}, share of spikes {spikes}; {rule}"
+        return Judgement("spikes", value, of_spikes, because)
+    return Judgement("spread", spread.value, words, f"{evidence}; {rule}")
 
 
 def _control(recipe: Recipe) -> Judgement:
     name = "probe" if "probe" in recipe.numbers else "probe_factors"
     number = recipe.numbers.get(name)
     if number is None:
-        why = "no labels or factors of the data are probed, or the model has no latents"
+        why = "the data has no labels or factors for a probe, or the model has no latents"
         return Judgement("probe", None, set(), why)
     rule = f"strong from {STRONG}, weak below {WEAK}, else moderate"
     words = number.words("weak", (WEAK, "moderate"), (STRONG, "strong"))
@@ -157,35 +166,35 @@ def _control(recipe: Recipe) -> Judgement:
 def _speed(recipe: Recipe) -> Judgement:
     number = recipe.numbers.get("samples_per_second")
     if number is None or not recipe.fastest:
-        return Judgement("samples_per_second", None, set(), "no sampling rate was measured")
-    share = number.map(lambda rate: rate / recipe.fastest)
-    rate = f"{number.value:,.0f}" if number.value >= 100 else f"{number.value:.3g}"
-    told = f"{rate} samples a second, {share} of the fastest recipe's: slow below {SLOW}"
-    return Judgement("samples_per_second", number.value, share.words("slow", (SLOW, "fast")), told)
+        return Judgement("samples_per_second", None, set(), "the sampling speed was not measured")
+    share = number.map(lambda per_second: per_second / recipe.fastest)
+    text = f"{number.value:,.0f}" if number.value >= 100 else f"{number.value:.3g}"
+    evidence = f"{text} samples per second, {share} of the fastest recipe's: slow below {SLOW}"
+    return Judgement("samples_per_second", number.value, share.words("slow", (SLOW, "fast")), evidence)
 
 
 def _coverage(recipe: Recipe) -> Judgement:
     name = "kl" if "kl" in recipe.numbers else "recall"
     number = recipe.numbers.get(name)
     if number is None:
-        return Judgement("recall", None, set(), "no coverage was measured")
+        return Judgement("recall", None, set(), "coverage was not measured")
     floor = number.floor
     if name == "kl":
-        # The more nats, the fewer modes: the ends change places.
+        # Decreasing in the KL: the ends of the interval are exchanged.
         excess = number.map(lambda nats: max(0.0, nats - (floor or 0.0)))
         share = Number(*(math.exp(-nats) for nats in (excess.value, excess.high, excess.low)))
-        told = f"KL to the true modes {number} nats: as if {share} of the modes were covered evenly"
+        evidence = f"KL to the true modes {number} nats, as of a uniform distribution over {share} of the modes"
     else:
         share = number.map(lambda recall: recall / (floor or 1.0))
-        told = f"recall {number}, {share} of what as many real examples have"
+        evidence = f"recall {number}, {share} of that of as many real examples"
     words = share.words("poor", (POOR, "good"), (EXCELLENT, "excellent"))
     rule = f"poor below {POOR}, excellent from {EXCELLENT}, else good"
-    return Judgement(name, number.value, words, f"{told}; {rule}")
+    return Judgement(name, number.value, words, f"{evidence}; {rule}")
 
 
 def _likelihood(recipe: Recipe) -> Judgement:
     if not recipe.finished or not recipe.likelihoods:
-        why = "no run was finished, or no likelihood of any recipe was measured"
+        why = "no run has finished, or no recipe has a measured likelihood"
         return Judgement("bits_per_dim", None, set(), why)
     for name in ("exact_bits_per_dim", "exact_nats"):
         if name in recipe.numbers:
@@ -194,10 +203,10 @@ def _likelihood(recipe: Recipe) -> Judgement:
         if name in recipe.numbers:
             why = "a bound" + (EXACT if recipe.family == "diffusion" else "")
             return Judgement(name, recipe.numbers[name].value, {"lower bound"}, why)
-    return Judgement("bits_per_dim", None, {"none"}, "the model gives no density, nor a bound of it")
+    return Judgement("bits_per_dim", None, {"none"}, "the model has neither a density nor a bound on it")
 
 
-_JUDGES = {
+_RULES = {
     "stability": _stability,
     "sharpness": _sharpness,
     "control": _control,
@@ -212,7 +221,7 @@ def _verdict(axis: str, usual: str | None, words: set[str]) -> str:
         return "not measured"
     if usual is None:
         return "no usual word"
-    # Good is the least that is said of it.
+    # "good" is a lower limit: excellent coverage confirms it.
     fitting = {"good", "excellent"} if (axis, usual) == ("coverage", "good") else {usual}
     if words <= fitting:
         return "confirmed"
@@ -220,17 +229,19 @@ def _verdict(axis: str, usual: str | None, words: set[str]) -> str:
 
 
 def verdicts(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is measured of each recipe on each axis, in a word, and whether the usual word agrees.
+    """Return the measured word of each recipe on each axis, and whether the family's usual word agrees.
 
-    Each entry: axis, recipe; usual, the family's word, or None of a hybrid; metric, value; word, None where it was not
-    measured or the interval leaves it open; verdict, one of confirmed, contradicted, undecided (the 95% interval, over
-    seeds by Student's t, of one seed the figure's own, spans the limit), not measured, no usual word; because.
-    Coverage is held against the floor at the samples' own number. The std over seeds has the interval of a χ².
-    Arguments: recipes, of the report, with their families, runs and summaries.
+    Each entry has axis, recipe; usual, the family's word, or None for a hybrid; metric, value; word, None where it was
+    not measured or the interval spans a limit; verdict, one of confirmed, contradicted, undecided (the 95% interval
+    spans the limit), not measured, no usual word; because, the reason. The interval is Student's over seeds, or the
+    measurement's own for one seed; that of the standard deviation over seeds is from χ². Coverage is relative to the
+    floor at the same number of samples.
+    Arguments:
+        recipes: of the report, with family, runs and summary.
     """
     every = [_numbers(recipe) for recipe in recipes]
     likelihoods = any(name in numbers for numbers in every for name in ("bits_per_dim", "nats"))
-    rates = [numbers["samples_per_second"].value for numbers in every if "samples_per_second" in numbers]
+    speeds = [numbers["samples_per_second"].value for numbers in every if "samples_per_second" in numbers]
     entries = []
     for axis, usual in USUAL.items():
         for recipe, numbers in zip(recipes, every):
@@ -243,8 +254,8 @@ def verdicts(recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 share = numbers["spread"].value
                 numbers = {**numbers, "spread": Number(share, *deviation_interval(share, runs))}
             finished = recipe["state"] in ("finished", "partial")
-            given = Recipe(numbers, runs, max(rates, default=0.0), finished, likelihoods, kind)
-            judgement, expected = _JUDGES[axis](given), usual.get(kind)
+            given = Recipe(numbers, runs, max(speeds, default=0.0), finished, likelihoods, kind)
+            judgement, expected = _RULES[axis](given), usual.get(kind)
             verdict, because = _verdict(axis, expected, judgement.words), judgement.because
             words = " or ".join(sorted(judgement.words))
             if verdict == "contradicted":

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation that are kept as they come, so that one that was killed goes on where it was."""
+"""Partial results of an evaluation on disk, so that one that was interrupted continues from there."""
 
 import json
 from collections.abc import Mapping
@@ -13,20 +13,23 @@ __all__ = ["Chunks"]
 
 
 class Chunks:
-    """A folder of finished chunks, {name: (N,)} each, by number; beside them a card that says what they are of.
+    """A folder of finished chunks of results, {name: (N,)} each, by number, with the settings that they belong to.
 
-    A chunk is there whole or not at all, and on the disk once `write` returns. Any number of processes may write,
-    each its own numbers.
-    Arguments: folder; card, of what JSON holds: chunks under another card are of another evaluation.
+    A chunk is written atomically, and is on the disk once `write` returns. Any number of processes may write, each its
+    own chunk numbers.
+
+    Arguments:
+        folder: created by `claim`.
+        settings: JSON-serializable; chunks of other settings are discarded by `claim`.
     """
 
-    def __init__(self, folder: Path, card: Mapping[str, Any]) -> None:
-        self.folder, self.card = folder, json.loads(json.dumps(card))
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
 
     def claim(self) -> list[str]:
-        """Keep what is there under this very card, else start over; the names of the settings that had changed.
+        """Prepare the folder: remove chunks of other settings; return the names of the settings that differ.
 
-        One process calls it, before any writes.
+        One process calls it, before any process writes.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "card.json"
@@ -34,34 +37,34 @@ class Chunks:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
-        if before == self.card:
+        if before == self.settings:
             return []
         for stale in self.folder.glob("chunk-*"):
             remove(stale)
-        self._whole(path, lambda temporary: write_json(temporary, self.card))
-        known = before if isinstance(before, dict) else self.card
-        return sorted(name for name in {**known, **self.card} if known.get(name) != self.card.get(name))
+        self._write(path, lambda temporary: write_json(temporary, self.settings))
+        old = before if isinstance(before, dict) else self.settings
+        return sorted(name for name in {**old, **self.settings} if old.get(name) != self.settings.get(name))
 
     def __contains__(self, number: int) -> bool:
         return self._path(number).is_file()
 
     def write(self, number: int, values: Mapping[str, Tensor]) -> None:
-        """Keep a chunk."""
-        self._whole(self._path(number), lambda temporary: write_tensors(temporary, values))
+        """Write a chunk atomically."""
+        self._write(self._path(number), lambda temporary: write_tensors(temporary, values))
 
     def read(self, number: int) -> dict[str, Tensor]:
-        """A chunk that was kept."""
+        """Return a chunk that was written before."""
         from safetensors.torch import load_file
 
         return load_file(self._path(number))
 
     def remove(self) -> None:
-        """Remove all of them."""
+        """Remove the folder with all chunks."""
         remove(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"chunk-{number:06d}.safetensors"
 
-    def _whole(self, path: Path, write: Any) -> None:
+    def _write(self, path: Path, write: Any) -> None:
         write_whole(path, write)
         flush(self.folder)

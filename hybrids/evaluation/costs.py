@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, network evaluations, samples a second, memory. The model stays as it is."""
+"""Costs of a model: parameters, FLOPs, network evaluations, samples per second. The model is not changed."""
 
 import math
 import time
@@ -25,13 +25,12 @@ __all__ = [
     "flops_per_sample",
     "flops_per_step",
     "parameters",
-    "peak_memory",
-    "rate",
+    "samples_per_second",
 ]
 
 
 def parameters(model: Any) -> int:
-    """Return how many numbers its parameters are, shared ones once, trained or not.
+    """Return the number of scalar parameters, shared ones counted once, trained or not.
 
     Raises NotOffered for a model that is no Module and has no `parameters()`.
     """
@@ -42,10 +41,13 @@ def parameters(model: Any) -> int:
 
 
 def flops_per_sample(model: Any, n: int, seed: int = 0, **given: Any) -> float:
-    """FLOPs of model.sample(n, **given), over n.
+    """Return the FLOPs of model.sample(n, **given), over n.
 
-    As FlopCounterMode counts them: matrix products, convolutions and attention, a multiplication and an addition being
-    two; what works element by element is free. Arguments: given, what else `sample` takes: sampler, cond.
+    They are counted by FlopCounterMode: matrix products, convolutions and attention, a multiplication and an addition
+    being two; elementwise operations count 0.
+    Arguments:
+        n: samples drawn at once.
+        given: further arguments of `sample`, such as sampler and cond.
     """
     with _sampling(model, n) as device, _flops() as counted:
         model.sample(n, generator=torch.Generator(device).manual_seed(seed), **given)
@@ -53,25 +55,25 @@ def flops_per_sample(model: Any, n: int, seed: int = 0, **given: Any) -> float:
 
 
 def evaluations(model: Any, n: int, seed: int = 0, **given: Any) -> float:
-    """Network evaluations a sample, those of all parts together: see `evaluations_by_part`."""
+    """Return the number of network evaluations per sample, the sum of `evaluations_by_part`."""
     return sum(evaluations_by_part(model, n, seed, **given).values())
 
 
 def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict[str, float]:
-    """Examples that go through the model's outermost networks in model.sample(n, **given), over n.
+    """Return the number of evaluations of each network in model.sample(n, **given), over n.
 
-    One evaluation is one example in one call, so that guidance in one doubled batch is two. The networks are those that
-    the model's `networks()` names: a denoiser's backbone (T evaluations of a chain of T steps), a GAN's generator (1),
-    the decoder of a VAE or an autoencoder (1); a learned ladder is one network with its last decoder. Latent models
-    have those of the second stage and the first stage's decoder, which is smaller or larger than the second stage's
-    network: `flops_per_sample` compares. Raises NotOffered for a model that names none.
+    One evaluation is one example in one call, so guidance in one doubled batch counts two. The networks are those of
+    the model's `networks()`: a denoiser's backbone (T evaluations for a chain of T steps), a GAN's generator (1), the
+    decoder of a VAE or an autoencoder (1); a learned ladder and its last decoder are one network. Latent models have
+    the networks of the second stage and the first stage's decoder, whose sizes differ: compare by `flops_per_sample`.
+    Raises NotOffered for a model without `networks`.
     """
     networks = offered(model, "networks")()
-    seen = dict.fromkeys(networks, 0)
+    counts = dict.fromkeys(networks, 0)
 
     def hook(name: str) -> Callable[..., None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen[name] += next(_rows(*args, *kwargs.values()), n)
+            counts[name] += next(_rows(*args, *kwargs.values()), n)
 
         return count
 
@@ -82,11 +84,11 @@ def evaluations_by_part(model: Any, n: int, seed: int = 0, **given: Any) -> dict
     finally:
         for each in hooks:
             each.remove()
-    return {name: count / n for name, count in seen.items()}
+    return {name: count / n for name, count in counts.items()}
 
 
 def _rows(*given: Any) -> Iterator[int]:
-    """Yield how many rows each tensor among the arguments has, those in tuples included."""
+    """Yield the batch size of each tensor among the arguments, those in tuples included."""
     for each in given:
         if isinstance(each, Tensor) and each.ndim:
             yield len(each)
@@ -94,58 +96,50 @@ def _rows(*given: Any) -> Iterator[int]:
             yield from _rows(*each)
 
 
-def rate(model: Any, n: int, device: torch.device | str = "cpu", seed: int = 0, **given: Any) -> float:
-    """Samples a second of model.sample(n, **given), n at once, after one call to warm up; by the wall clock.
+def samples_per_second(model: Any, n: int, device: torch.device | str = "cpu", seed: int = 0, **given: Any) -> float:
+    """Return the samples per second of model.sample(n, **given), by the wall clock, after one call to warm up.
 
-    Arguments: device, where the model is. Raises ValueError if it is elsewhere.
+    Arguments:
+        n: samples drawn at once.
+        device: must be the device of the model.
+    Raises ValueError for another device than the model's.
     """
-    wanted = torch.device(device)
-    with _sampling(model, n) as place:
-        if place.type != wanted.type:
-            raise ValueError(f"device must be where the model is, {place}; got {wanted}")
+    expected = torch.device(device)
+    with _sampling(model, n) as own:
+        if own.type != expected.type:
+            raise ValueError(f"device must be that of the model, {own}; got {expected}")
         for _ in range(2):
-            generator = torch.Generator(place).manual_seed(seed)
-            _wait(place)
-            began = time.perf_counter()
+            generator = torch.Generator(own).manual_seed(seed)
+            _wait(own)
+            start = time.perf_counter()
             model.sample(n, generator=generator, **given)
-            _wait(place)
-            seconds = time.perf_counter() - began
+            _wait(own)
+            seconds = time.perf_counter() - start
     return n / max(seconds, 1e-9)
-
-
-def peak_memory(work: Callable[[], object], device: torch.device | str = "cpu") -> float | None:
-    """Bytes that tensors held at most on a CUDA device while `work` was done, those there before included.
-
-    None on CPUs: torch keeps no count there, and the process's own maximum is of all that it ever did.
-    The device's earlier maximum is forgotten.
-    """
-    place = torch.device(device)
-    if place.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(place)
-    work()
-    _wait(place)
-    return float(torch.cuda.max_memory_allocated(place))
 
 
 # Training.
 
 
 def flops_per_step(stage: "Stage", batch: Batch, step: int = 0) -> float:
-    """FLOPs of one turn of the whole game on a batch: every player's loss, forward and backward. Counted as samples'.
+    """Return the FLOPs of one step of all players on a batch: each player's loss, forward and backward.
 
-    What some steps only have is averaged over: a player that moves every so many, and lazy penalties. Ramps of the
-    loss, such as a critic that starts later, are as they are from `step` on. With several micro-batches a step, or
-    processes, it is the cost of each of theirs. Optimizers are not run, and cost nothing as FLOPs are counted.
-    Everything is afterwards as it was: parameters, gradients, buffers, modes and random numbers.
-    Arguments: stage, of `build`; batch, of those that its players take, such as `batch_of`.
-    Raises ValueError, naming the player, for a loss that does not depend on what it moves.
+    They are counted as in `flops_per_sample`. Players with `every` > 1 and lazy penalties are averaged over their
+    period. Ramps of a loss, such as a critic that starts later, have their values from `step` on. With several
+    micro-batches a step, or several processes, this is the cost of one micro-batch on one process. Optimizers are not
+    run: their elementwise operations count 0. Parameters, gradients, buffers, modes and random state are restored.
+
+    Arguments:
+        stage: of a recipe's `build`.
+        batch: as the stage's players take it, such as `batch_of` gives.
+        step: first step of the period.
+    Raises ValueError, naming the player, for a loss that does not depend on the parameters that the player moves.
     """
     root = stage.root()
     lazy: list[Any] = [module.lazy for module in root.modules() if hasattr(module, "lazy")]
     periods = [player.every for player in stage.players], lazy
     cycle = math.lcm(*periods[0], *periods[1])
-    # Steps are of few kinds, and one of each is played.
+    # Steps with the same players and penalties cost the same, so one of each kind is counted.
     kinds: dict[tuple[bool, ...], list[int]] = {}
     for i in range(step, step + cycle):
         kinds.setdefault(tuple(i % period == 0 for period in (*periods[0], *periods[1])), []).append(i)
@@ -153,7 +147,8 @@ def flops_per_step(stage: "Stage", batch: Batch, step: int = 0) -> float:
 
 
 def _turn(stage: "Stage", root: nn.Module, batch: Batch, step: int) -> float:
-    everybody = list({id(p): p for player in stage.players for p in player.moves.parameters()}.values())
+    """Return the FLOPs of the players' turns in one step."""
+    everything = list({id(p): p for player in stage.players for p in player.moves.parameters()}.values())
     with untouched(root), torch.enable_grad(), _flops() as counted:
         root.train()
         for player in stage.players:
@@ -162,22 +157,24 @@ def _turn(stage: "Stage", root: nn.Module, batch: Batch, step: int) -> float:
             if step % player.every:
                 continue
             own = {id(p) for p in player.parameters_moved()}
-            borrowed = list(player.uses.parameters())
-            with frozen([p for p in everybody if id(p) not in own] + borrowed):
+            used = list(player.uses.parameters())
+            with frozen([p for p in everything if id(p) not in own] + used):
                 total, _ = player(batch, step)
                 if not total.requires_grad:
-                    raise ValueError(f"player {player.name!r}: its loss does not depend on what it moves")
+                    raise ValueError(
+                        f"player {player.name!r}: the loss must depend on the parameters in moves; it does not"
+                    )
                 total.backward()
-            for p in everybody:
+            for p in everything:
                 p.grad = None
     return float(counted.get_total_flops())
 
 
 def batch_of(stage: "Stage", data: "Data", batch_size: int, device: torch.device | str = "cpu") -> Batch:
-    """The first batch that a stage's players take: of the data, or of what the stage makes of it, such as latents.
+    """Return the first batch for a stage's players: of the data, or of the stage's own batches, such as latents.
 
-    A stage that is not trained yet makes such as its untrained model gives, of the right shape, and forgets that it
-    did. Raises ValueError, as `Batches`, where the data set has no examples or too few.
+    Latents of a stage that is not trained yet have the right shape; the stage's state is restored afterwards. Raises
+    ValueError, as `Batches`, where the data set has no or too few examples.
     """
     source: Any = stage.batches
     if callable(source):
@@ -191,7 +188,7 @@ def batch_of(stage: "Stage", data: "Data", batch_size: int, device: torch.device
 
 @contextmanager
 def _sampling(model: Any, n: int) -> Iterator[torch.device]:
-    """The model in eval mode and without gradients; its device."""
+    """Put the model in eval mode without gradients, restore it afterwards, and yield its device."""
     if n < 1:
         raise ValueError(f"n must be at least 1; got {n}")
     with untouched(model) as device, evaluating(model), torch.no_grad():
@@ -204,20 +201,20 @@ def _wait(device: torch.device) -> None:
 
 
 def _flops() -> Any:
-    """FlopCounterMode of the whole, not of each module: the hooks of its tracker refuse penalties' double backward."""
+    """Return a FlopCounterMode without counts by module, whose hooks fail in the double backward of penalties."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counted: Any = FlopCounterMode(display=False)
-    counted.mod_tracker = _Whole()
+    counted.mod_tracker = _NoModuleTracker()
     return counted
 
 
-class _Whole:
-    """A tracker of modules that tracks none."""
+class _NoModuleTracker:
+    """A module tracker for FlopCounterMode that tracks no module."""
 
     parents = frozenset({"Global"})
 
-    def __enter__(self) -> "_Whole":
+    def __enter__(self) -> "_NoModuleTracker":
         return self
 
     def __exit__(self, *error: object) -> None:

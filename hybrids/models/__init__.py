@@ -1,4 +1,4 @@
-"""Models of p(x), which nest: what can score data can be a prior."""
+"""Models of p(x). They nest: a model that can score data can be the prior of another."""
 
 from .adversarial import AdversarialDiffusion
 from .autoencoder import Autoencoder

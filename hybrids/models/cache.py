@@ -1,4 +1,4 @@
-"""Latents of a trained encoder as a data set: each example is encoded once."""
+"""The latents of a data set: each example is encoded once, by a trained encoder."""
 
 from collections.abc import Callable
 
@@ -9,23 +9,27 @@ from components.distributions import Distribution, Normal, randn_like
 
 from ..data.source import Data
 
-__all__ = ["draw_latents", "latents", "mean_and_std"]
+__all__ = ["draw_latents", "encode_data", "mean_and_std"]
 
 
 @torch.no_grad()
-def latents(
+def encode_data(
     data: Data, encode: Callable[[Tensor], Distribution], device: torch.device | str = "cpu", batch_size: int = 512
 ) -> Data:
-    """Return the training set's latents, with its labels; positions and order are those of any `Data`.
+    """Return the training set's latents with its labels, in the same order.
 
-    An example is (2, *latent), the mean and standard deviation of a Normal, of which `draw_latents` draws z anew in
-    each batch, or (1, *latent), the point of a Delta. Nothing random is in it: every process and every resume finds the
-    same. Training images are taken as they are, without augmentation; those that are too many for memory are decoded
-    once, by this process: their latents have to fit.
+    An example is (2, *latent), the mean and standard deviation of a Normal, from which `draw_latents` draws a new z in
+    each batch, or (1, *latent), the point of a Delta. It is deterministic: the same in every process and after a
+    resume. Images are encoded without augmentation; a streamed data set is read once, and its latents must fit into
+    memory.
+    Arguments:
+        data: the data set.
+        encode: x → q(z|x).
+        device, batch_size: of the encoding.
     Raises ValueError for a data set without examples.
     """
     if data.x is None and data.stream is None:
-        raise ValueError(f"the data set {data.name!r} has no examples here, only its shape")
+        raise ValueError(f"data must have training examples; of {data.name!r} only the shape is known")
     parts = []
     for index in torch.arange(len(data)).split(batch_size):
         q = encode(data.decode(_stored(data, index).to(device)))
@@ -36,7 +40,7 @@ def latents(
 
 
 def _stored(data: Data, index: Tensor) -> Tensor:
-    """Return the examples at an index (B,), as they are stored."""
+    """Return the examples at index (B,) in the stored format."""
     if data.x is not None:
         return data.x[index]
     assert data.stream is not None
@@ -52,9 +56,12 @@ def draw_latents(stored: Tensor, generator: torch.Generator | None = None) -> Te
 
 
 def mean_and_std(stored: Tensor, per_channel: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation of all z ~ q(z|x), x of the set, exactly: Var z = Var E[z|x] + E Var[z|x].
+    """Return the exact mean and standard deviation of z ~ q(z|x) over all x: Var z = Var E[z|x] + E Var[z|x].
 
-    For each channel (c, 1, ...), over examples and places, or of everything in one (1, 1, ...). In float64 inside.
+    Computed in float64.
+    Arguments:
+        stored: (N, 1 or 2, *latent), as of `encode_data`.
+        per_channel: for each channel, (c, 1, ...), over examples and positions; else over all, (1, 1, ...).
     """
     size = (1, *stored.shape[2:3], *[1] * (stored.ndim - 3)) if per_channel else (1,) * (stored.ndim - 1)
     over = [dim for dim, size in enumerate(size) if size == 1]

@@ -1,4 +1,4 @@
-"""The generative adversarial network: a decoder that fools a critic."""
+"""The generative adversarial network."""
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ __all__ = ["GAN"]
 class GAN(nn.Module):
     """min_G max_D of a game on D(x) and D(G(z)), z ~ N(0, I). Goodfellow 2014, 1406.2661.
 
-    It is two players: the generator moves `generator` on `loss`, the critic moves `critic` on `judge`.
+    It has two players: the generator moves `generator` on `loss`, the critic moves `critic` on `judge`.
 
     Arguments:
         generator: a decoder z → Distribution.
         critic: a `Critic`.
         latent: the shape of one z.
-    Raises TypeError for a discriminator in the place of its critic.
+    Raises TypeError for a discriminator instead of a Critic.
     """
 
     def __init__(self, generator: nn.Module, critic: Critic, latent: int | tuple[int, ...]) -> None:
@@ -32,7 +32,7 @@ class GAN(nn.Module):
         self.latent = (latent,) if isinstance(latent, int) else tuple(latent)
 
     def draw(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n fakes (n, *event), differentiable in the generator's parameters."""
+        """Draw n samples (n, *event), differentiable in the generator's parameters."""
         return self.decode(self.noise(n, generator), cond).rsample(generator)
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -41,7 +41,7 @@ class GAN(nn.Module):
         return torch.randn(n, *self.latent, generator=generator, device=like.device, dtype=like.dtype)
 
     def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """Return the generator's p(x|z), most often the point G(z)."""
+        """Return the generator's p(x|z), usually the point G(z)."""
         return distribution_of(self.generator, "generator", z, cond)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -65,12 +65,12 @@ class GAN(nn.Module):
         return self.critic.tell(x, fake, step=step, **_given(cond))
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Raises NotOffered: there is none."""
+        """Raise NotOffered: the model is implicit."""
         raise implicit(self)
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (n, *event)."""
+        """Draw n samples (n, *event), without gradient."""
         return self.draw(n, cond, generator)
 
 

@@ -1,4 +1,4 @@
-"""The hierarchical variational autoencoder: a ladder of latents, each given what is above; a diffusion model is one."""
+"""The hierarchical variational autoencoder: a ladder of latents, each conditioned on those above."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -21,14 +21,15 @@ from .rates import distortion
 
 __all__ = ["DiffusionLadder", "HierarchicalVAE", "Level"]
 
-OFFERED = ("posterior", "prior")
+LEVEL_METHODS = ("posterior", "prior")
 
 
 class Level(Protocol):
-    """One latent z of a ladder. `above` is what the level above left, a tensor or a tuple; None at the top.
+    """One latent z of a ladder.
 
-    x is what the model's encoder made of the data, or the data. The top's prior is over (1, *event), or over as many
-    as cond has. A level may also offer `below(above, z, cond)`, what it leaves to the next one: else that is z itself.
+    `above` is the output of the level above, a tensor or a tuple; None at the top. x is the encoder's output, or the
+    data. The prior of the top has batch size 1, or that of cond. A level may also offer `below(above, z, cond)`, its
+    output to the next level, which is otherwise z.
     """
 
     def posterior(self, above: Any, x: Any, cond: Tensor | None = None) -> Distribution:
@@ -43,16 +44,17 @@ class Level(Protocol):
 class HierarchicalVAE(nn.Module):
     """-ELBO = E_q[-log p(x|z_1 … z_L) + Σ_l β KL(q(z_l|above, x) ‖ p(z_l|above))], z_1 the top.
 
-    Sønderby 2016, 1602.02282; learned levels are those of Vahdat & Kautz 2020, 2007.03898, and Child 2020, 2011.10650;
-    fixed posteriors and a denoiser's priors make it a diffusion model (Kingma 2021, 2107.00630, section 2).
+    Sønderby 2016, 1602.02282; learned levels: Vahdat & Kautz 2020, 2007.03898, and Child 2020, 2011.10650. With fixed
+    posteriors and a denoiser's priors it is a diffusion model (Kingma 2021, 2107.00630, section 2).
 
     Arguments:
         ladder: the levels from the top: Modules, or a Module that iterates over levels which share its parameters.
-        decoder: what the lowest level leaves → p(x|z_1 … z_L).
-        encoder: x → what every posterior sees as x, run once; None: x itself.
+        decoder: output of the lowest level → p(x|z_1 … z_L).
+        encoder: x → the input x of all posteriors, evaluated once; None: the identity.
         beta: weight of the rates in `loss`; 1 is the ELBO.
-        free_bits: nats a level that `loss` leaves uncharged, max(free_bits, E_batch KL_l) (Kingma 2016, 1606.04934).
-    Raises ValueError for negative weights and for a ladder without levels, or of what are none.
+        free_bits: nats of each level that `loss` does not charge, max(free_bits, E_batch KL_l) (Kingma 2016,
+            1606.04934).
+    Raises ValueError for negative weights, and for a ladder that is empty or holds a module without posterior or prior.
     """
 
     def __init__(
@@ -67,22 +69,24 @@ class HierarchicalVAE(nn.Module):
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must not be negative; got {beta} and {free_bits}")
         if isinstance(ladder, Ladder):
-            raise ValueError("ladder must be its levels; give HierarchicalVAE(ladder.levels, decoder, ladder.encoder)")
-        held: Any = ladder if isinstance(ladder, nn.Module) else nn.ModuleList(ladder)
-        levels = list(held)
-        bad = [type(level).__name__ for level in levels if not all(hasattr(level, name) for name in OFFERED)]
+            raise ValueError(
+                "ladder must be the levels; got a Ladder: give HierarchicalVAE(ladder.levels, decoder, ladder.encoder)"
+            )
+        ladder_module: Any = ladder if isinstance(ladder, nn.Module) else nn.ModuleList(ladder)
+        levels = list(ladder_module)
+        bad = [type(level).__name__ for level in levels if not all(hasattr(level, name) for name in LEVEL_METHODS)]
         if bad or not levels:
             got = bad[0] if bad else "none"
-            raise ValueError(f"ladder must hold levels, which offer {' and '.join(OFFERED)}; got {got}")
-        self.ladder, self.decoder, self.encoder = held, decoder, encoder
+            raise ValueError(f"ladder must hold levels that offer {' and '.join(LEVEL_METHODS)}; got {got}")
+        self.ladder, self.decoder, self.encoder = ladder_module, decoder, encoder
         self.beta, self.free_bits = beta, free_bits
 
     @classmethod
     def from_diffusion(cls, diffusion: Diffusion) -> "HierarchicalVAE":
-        """Return the same model of p(x), by the same modules, as T latents.
+        """Return a diffusion in discrete time as a hierarchical VAE with T latents and the same modules.
 
-        Its samples are the chain's: they end at the mean of the reconstruction, where those of a diffusion whose
-        schedule has noise at t = 0 end at x̂. Raises ValueError in continuous time.
+        Its samples end at the mean of the reconstruction; those of a diffusion whose schedule has noise at t = 0 end at
+        x̂. Raises ValueError in continuous time.
         """
         return cls(DiffusionLadder(diffusion), _Reconstruction(diffusion))
 
@@ -112,7 +116,7 @@ class HierarchicalVAE(nn.Module):
         beta: float = 1.0,
         free_bits: float = 0.0,
     ) -> Terms:
-        """Return the negative ELBO of what `forward` returned: distortion = -log p(x|z), rate_1 (the top's), …"""
+        """Return the negative ELBO from the output of `forward`: distortion = -log p(x|z), rate_1 (of the top), …"""
         rates = {f"rate_{i}": kl(*pair) for i, pair in enumerate(pairs, 1)}
         if free_bits > 0:
             # The mean over the batch is max(free_bits, mean KL_l), and so is its gradient.
@@ -128,7 +132,7 @@ class HierarchicalVAE(nn.Module):
         return self.nelbo(x, pairs, p, self.beta, self.free_bits)
 
     def nll(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
-        """Return the negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
+        """Return the negative ELBO, without β and free bits: an upper bound on -log p(x) in expectation, (B,) nats."""
         pairs, p = self(x, cond, generator)
         return self.nelbo(x, pairs, p)
 
@@ -139,7 +143,7 @@ class HierarchicalVAE(nn.Module):
         strata: int = 128,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Return the same as `nll`, which sums every level."""
+        """Return `nll`, which already sums all levels."""
         return self.nll(x, cond, generator)
 
     @torch.no_grad()
@@ -147,7 +151,7 @@ class HierarchicalVAE(nn.Module):
     def log_weight(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return log p(x, z_1 … z_L) - log q(z_1 … z_L|x) of one draw down the ladder: (B,) nats, float64.
 
-        Its mean is the ELBO, the mean of its exp is p(x). Burda 2015, 1509.00519, eq. 8.
+        Its expectation is the ELBO, that of its exp is p(x). Burda 2015, 1509.00519, eq. 8.
         """
         features = x if self.encoder is None else self.encoder(x, cond)
         above, total = None, widest(x.new_zeros(len(x)))
@@ -160,7 +164,7 @@ class HierarchicalVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (n, *event): z drawn from the priors down the ladder, then the mean of p(x|z_1 … z_L)."""
+        """Draw (n, *event): the mean of p(x|z_1 … z_L), each z_l drawn from its prior."""
         above = None
         for level in self.ladder:
             p = level.prior(above, cond)
@@ -171,9 +175,9 @@ class HierarchicalVAE(nn.Module):
     # Latents.
 
     def posterior(self, x: Tensor, cond: Tensor | None = None) -> tuple[Distribution, ...]:
-        """Return q(z_l|above, x) of each level from the top, each given the means above.
+        """Return q(z_l|above, x) of each level from the top, given the means of the levels above.
 
-        Raises NotOffered for levels whose posterior is fixed.
+        Raises NotOffered for levels with fixed posteriors.
         """
         if getattr(self.ladder, "fixed", False):
             raise NotOffered(f"the posteriors of a {type(self.ladder).__name__} are fixed, not learned")
@@ -188,14 +192,14 @@ class HierarchicalVAE(nn.Module):
             above = _below(level, above, q.mean, cond)
 
     def encode(self, x: Tensor, cond: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the mean of each level's posterior from the top, given the means above: (B, *event) each."""
+        """Return the mean of each level's posterior from the top, given the means of the levels above: (B, *event)."""
         return tuple(q.mean for q in self._posteriors(x, cond))
 
     def decode(self, z: tuple[Tensor, ...], cond: Tensor | None = None) -> Distribution:
-        """Return p(x|z_1 … z_L) of the levels' z from the top. Raises ValueError for another number of levels."""
+        """Return p(x|z_1 … z_L) for the z of all levels, from the top. Raises ValueError for another number of z."""
         levels = list(self.ladder)
         if len(z) != len(levels):
-            raise ValueError(f"z must be of {len(levels)} levels, from the top; got {len(z)}")
+            raise ValueError(f"z must have {len(levels)} parts, one for each level from the top; got {len(z)}")
         above = None
         for level, each in zip(levels, z):
             above = _below(level, above, each, cond)
@@ -207,24 +211,24 @@ class HierarchicalVAE(nn.Module):
         return self.decode(self.encode(x, cond), cond).mean
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the networks of a ladder that offers them, else the decoder: learned levels count as one with it."""
+        """Return the networks of a ladder that offers them, else the decoder, which stands for learned levels too."""
         return self.ladder.networks() if hasattr(self.ladder, "networks") else {"decoder": self.decoder}
 
 
 def _below(level: Any, above: Any, z: Tensor, cond: Tensor | None) -> Any:
-    """Return what a level leaves to the next one."""
+    """Return the output of a level to the next one."""
     return level.below(above, z, cond) if hasattr(level, "below") else z
 
 
 def _repeated(p: Distribution, n: int) -> Distribution:
-    """Return n independent copies of the top's prior, where there is one for all."""
+    """Return the prior of the top for n examples, where it has batch size 1."""
     if not isinstance(p, Normal) or len(p.mean) == n:
         return p
     return Normal(p.mean.expand(n, *p.mean.shape[1:]), p.std)
 
 
 class _Noise:
-    """The top of a diffusion: q(x_1|x) and N(0, σ² I)."""
+    """The top level of a diffusion: q(x_1|x) and N(0, σ² I)."""
 
     def __init__(self, schedule: Schedule, elbo: VariationalBound) -> None:
         self.schedule, self.elbo = schedule, elbo
@@ -234,12 +238,12 @@ class _Noise:
         return self.schedule.marginal(x, 1.0)
 
     def prior(self, above: None, cond: Tensor | None = None) -> Normal:
-        """Return N(0, σ² I), σ = 1 or where variance explodes σ_1."""
+        """Return N(0, σ² I), σ = 1, or σ_1 of a variance-exploding schedule."""
         return self.elbo.start(self.schedule)
 
 
 class _Step:
-    """x_s below x_t: q(x_s|x_t, x), which is fixed, and the denoiser's p(x_s|x_t)."""
+    """The level of x_s, below x_t: the fixed q(x_s|x_t, x), and the denoiser's p(x_s|x_t)."""
 
     def __init__(self, denoiser: Denoiser, s: float, t: float) -> None:
         self.denoiser, self.s, self.t = denoiser, s, t
@@ -254,7 +258,7 @@ class _Step:
 
 
 class _Reconstruction(nn.Module):
-    """p(x|x_first) of a diffusion, by the denoiser of its ladder, which is not registered twice."""
+    """p(x|x_first) of a diffusion; its denoiser is registered by the ladder only."""
 
     denoiser: Denoiser
 
@@ -276,8 +280,8 @@ class _Reconstruction(nn.Module):
 class DiffusionLadder(nn.Module):
     """The T levels of a diffusion in discrete time, from pure noise down to the level of its reconstruction.
 
-    All share the diffusion's denoiser. The lowest KL of a schedule that starts clean is the reconstruction's, as in Ho
-    2020, 2006.11239, section 3.3. Raises ValueError for continuous time, which has no levels.
+    They share the diffusion's denoiser. For a schedule without noise at t = 0 the lowest level is the reconstruction,
+    as in Ho 2020, 2006.11239, section 3.3. Raises ValueError for continuous time, which has no levels.
     """
 
     elbo: VariationalBound
@@ -286,7 +290,7 @@ class DiffusionLadder(nn.Module):
     def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
         self.denoiser, self.chain = diffusion.denoiser, diffusion.elbo.chain
-        # the decoder of the model registers it
+        # Not registered here, but by the model's decoder.
         object.__setattr__(self, "elbo", diffusion.elbo)
 
     def __iter__(self) -> Iterator[Level]:

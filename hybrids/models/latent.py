@@ -1,4 +1,4 @@
-"""Latent models: a first stage that encodes and decodes, and any second stage that makes its latents."""
+"""Latent models: a first stage that encodes and decodes, and any model of its latents as second stage."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from ..batch import Batch, unpack
 from ..data.source import Data
 from ..modes import device_of, evaluating, own_random_numbers
 from ..terms import Terms
-from .cache import draw_latents, latents, mean_and_std
+from .cache import draw_latents, encode_data, mean_and_std
 from .model import offered
-from .parts import drawn_by, inner_networks, picture
+from .parts import generator_argument, inner_networks, mean_or_draw
 from .rates import shape_of
 from .vae import VAE
 
@@ -24,11 +24,11 @@ __all__ = ["LatentModel"]
 
 
 class LatentModel(nn.Module):
-    """x = decode(z), z = shift + w / scale, w made by a second stage: latent diffusion, and every relative of it.
+    """x = decode(z), z = shift + w / scale, w ~ second stage: latent diffusion and related models.
 
-    Rombach et al. 2022, 2112.10752. The second stage sees w = (z - shift) scale, of mean 0 and variance 1 over the
-    training set: `cache` measures shift and scale = 1/std once the first stage is trained, for each channel (each
-    dimension of a vector) or in one, and they are buffers, saved with the weights. (Rombach's scale is of one batch,
+    Rombach et al. 2022, 2112.10752. The second stage models w = (z - shift) scale, of mean 0 and variance 1 over the
+    training set: `cache` computes shift and scale = 1/std after the training of the first stage, for each channel (each
+    dimension of a vector) or over all; they are buffers, saved with the weights. (Rombach's scale is that of one batch,
     without shift.)
 
         model = LatentModel(autoencoder, Diffusion(denoiser, shape=(4, 4, 4)))
@@ -36,13 +36,13 @@ class LatentModel(nn.Module):
         player = Player(model.latent_loss, moves=[model.second])     # on stored.batches(64, labels=True)
 
     Arguments:
-        first: offers posterior(x) and decode(z), both to a Distribution, and `latent`: `Autoencoder`. It stands still.
-        second: any model of w, which offers loss(w, cond) and sample(n, cond, generator): Diffusion, a GAN.
-        condition: labels → what the second stage takes as cond, such as `components.text.Captioned`; None: themselves.
-        num_classes: of labels that the second stage takes themselves.
+        first: offers posterior(x) and decode(z), both to a Distribution, and `latent`: `Autoencoder`. It is frozen.
+        second: any model of w that offers loss(w, cond) and sample(n, cond, generator): Diffusion, a GAN.
+        condition: labels → the second stage's cond, such as `components.text.Captioned`; None: the identity.
+        num_classes: of labels as cond; the null class.
         label_dropout: share of examples whose condition `latent_loss` drops, for classifier-free guidance.
-        per_channel: whether shift and scale are for each channel, or one number.
-    Raises ValueError for a second stage that does not take the first one's latents, naming both.
+        per_channel: one shift and scale for each channel; else one for all.
+    Raises ValueError, naming both, for a second stage of another shape than the first stage's latents.
     """
 
     shift: Tensor
@@ -69,21 +69,21 @@ class LatentModel(nn.Module):
         self.register_buffer("scale", torch.ones(size))
         _check_fit(first, second, self.latent)
 
-    # What a second stage is trained on.
+    # Training of the second stage.
 
     @torch.no_grad()
     def cache(self, data: Data) -> Data:
-        """Return the latents of the training set as a data set, and the shift and scale that follow from it, set.
+        """Encode the training set, set shift and scale from it, and return the latents as a data set.
 
-        Every process calls it, and encodes all of the set; shift and scale are those of the first process.
-        Raises ValueError where a channel is the same for all examples.
+        Every process calls it, and encodes the whole set; shift and scale are those of the first process.
+        Raises ValueError where a channel is constant over all examples.
         """
         with evaluating(self.first):
-            stored = latents(data, self.first.posterior, self.shift.device)
+            stored = encode_data(data, self.first.posterior, self.shift.device)
         assert stored.x is not None
         mean, std = mean_and_std(stored.x, self.per_channel)
         if not (std > 1e-6).all():
-            raise ValueError(f"latents must vary; channel {int(std.flatten().argmin())} is the same for all examples")
+            raise ValueError(f"latents must vary; channel {int(std.flatten().argmin())} is constant over all examples")
         self.shift.copy_(shared(mean.to(self.shift)))
         self.scale.copy_(shared((1 / std).to(self.scale)))
         return stored
@@ -91,15 +91,18 @@ class LatentModel(nn.Module):
     def latent_loss(self, batch: Batch, generator: torch.Generator | None = None, **given: Any) -> Terms:
         """Return the second stage's loss on a batch of `cache`.
 
-        Arguments: generator, of all that is drawn; given, what else that loss takes.
+        Arguments:
+            generator: of all random numbers.
+            given: further arguments of that loss.
         """
-        return self.second.loss(*self.latent_batch(batch, generator), **drawn_by(generator), **given)
+        return self.second.loss(*self.latent_batch(batch, generator), **generator_argument(generator), **given)
 
     def latent_batch(self, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
-        """Return what the second stage is trained on: w (B, *latent), and conditions, some dropped, or None.
+        """Return the second stage's batch: w (B, *latent), and conditions, some dropped, or None.
 
-        Arguments: batch of `cache`, stored (B, 1 or 2, *latent), of which z is drawn here, or a mapping that has labels
-        as cond. Raises ValueError for what is no batch of it, such as images.
+        Arguments:
+            batch: of `cache`: (B, 1 or 2, *latent), from which z is drawn here, or a mapping with labels as cond.
+        Raises ValueError for another shape, such as images.
         """
         stored, labels = unpack(batch)
         if stored.shape[2:] != self.latent or stored.shape[1] > 2:
@@ -113,12 +116,12 @@ class LatentModel(nn.Module):
         return self.normalized(draw_latents(stored, generator)), cond
 
     def condition_of(self, labels: Tensor | None) -> Any:
-        """Return what the second stage takes as cond, of labels (B,)."""
+        """Return the second stage's cond for labels (B,)."""
         return labels if labels is None or self.condition is None else self.condition(labels)
 
     def normalized(self, z: Tensor) -> Tensor:
         """Return w = (z - shift) scale."""
-        # Nothing moves the buffers to the device of a player that only moves the second stage.
+        # The buffers may be on another device: a player that moves the second stage alone does not move them.
         return (z - self.shift.to(z.device)) * self.scale.to(z.device)
 
     def restored(self, w: Tensor) -> Tensor:
@@ -132,13 +135,13 @@ class LatentModel(nn.Module):
     ) -> Terms:
         """Return the second stage's loss on x (B, *event), labels cond: `latent_loss` without a cache."""
         w = self.encoded(x).rsample(generator)
-        return self.second.loss(w, self.condition_of(cond), **drawn_by(generator), **given)
+        return self.second.loss(w, self.condition_of(cond), **generator_argument(generator), **given)
 
     # Latents.
 
     @torch.no_grad()
     def posterior(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
-        """Return q(z|x) of the first stage, before its latents are normalized."""
+        """Return q(z|x) of the first stage, without normalization."""
         return self.first.posterior(x)
 
     @torch.no_grad()
@@ -147,16 +150,16 @@ class LatentModel(nn.Module):
         return self.encoded(x).mean
 
     def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
-        """Return p(x|w) of w (B, *latent), the second stage's."""
+        """Return p(x|w) for w (B, *latent), the second stage's latents."""
         return self.first.decode(self.restored(z))
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return those of the second stage, whose decoder is called inner_decoder, and those of the first."""
+        """Return the networks of the second stage, with its decoder as inner_decoder, and those of the first stage."""
         return {**inner_networks(self.second), **offered(self.first, "networks")()}
 
     @torch.no_grad()
     def encoded(self, x: Tensor) -> Distribution:
-        """Return q(w|x), which the first stage's q(z|x) makes."""
+        """Return q(w|x): the first stage's q(z|x), normalized."""
         q = self.first.posterior(x)
         if isinstance(q, Normal):
             return Normal(self.normalized(q.mean), q.std * self.scale.to(q.std.device))
@@ -170,9 +173,11 @@ class LatentModel(nn.Module):
         generator: torch.Generator | None = None,
         sampler: Sampler | str | None = None,
     ) -> Tensor:
-        """Draw (n, *event): the decoder's pictures of the second stage's latents.
+        """Draw (n, *event): `decoded` samples of the second stage.
 
-        Arguments: cond, labels (n,); sampler, of a second stage that has one, instead of its own.
+        Arguments:
+            cond: labels (n,).
+            sampler: instead of the second stage's own, where it has one.
         """
         given = {} if sampler is None else {"sampler": sampler}
         w = self.second.sample(n, cond=self.condition_of(cond), generator=generator, **given)
@@ -180,27 +185,30 @@ class LatentModel(nn.Module):
 
     @property
     def sampler(self) -> Sampler | None:
-        """That of the second stage, if it has one."""
+        """The sampler of the second stage, or None."""
         return getattr(self.second, "sampler", None)
 
     def decoded(self, w: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the picture of w: the decoder's mean, or a draw where there is only that."""
-        return picture(self.decode(w), generator)
+        """Return the mean of p(x|w), or a draw where it has no mean: (B, *event)."""
+        return mean_or_draw(self.decode(w), generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Return the picture of the mean of q(z|x)."""
+        """Return `decoded` at the mean of q(w|x): (B, *event)."""
         return self.decoded(self.encode(x))
 
     def vae(self) -> VAE:
-        """Return the same parts as a VAE whose prior is the second stage: its `nll` and `bound` are this model's.
+        """Return a VAE of the same modules with the second stage as prior: its `nll` and `bound` are this model's.
 
-        The change of variables from z to w is in both of its sides, and cancels. It takes no cond.
-        For scoring: no gradient reaches the first stage. Raises ValueError where there is no bound: a second stage that
-        cannot score, or codes, whose z has no density.
+        The Jacobian of z → w appears in q and in the prior, and cancels. It takes no cond, and is for evaluation: the
+        first stage gets no gradient. Raises ValueError for a second stage without nll, and for codes, whose z has no
+        density.
         """
         if getattr(self.first, "bottleneck", None) is not None:
-            raise ValueError(f"{type(self.first.bottleneck).__name__} gives codes, not q(z|x): no bound on log p(x)")
+            raise ValueError(
+                f"first must have a density q(z|x) for a bound on log p(x); its {type(self.first.bottleneck).__name__} "
+                "gives codes"
+            )
         return VAE(_Encoder(self), _Decoder(self), self.second)
 
 
@@ -211,7 +219,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, model: LatentModel) -> None:
         super().__init__()
-        # not registered: the decoder holds the first stage
+        # Not registered: the decoder holds the first stage.
         object.__setattr__(self, "model", model)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Distribution:
@@ -233,7 +241,7 @@ class _Decoder(nn.Module):
 
     @property
     def head(self) -> nn.Module | None:
-        """That of the first stage's decoder."""
+        """The head of the first stage's decoder."""
         return getattr(self.model.first.decoder, "head", None)
 
     def forward(self, w: Tensor, cond: Tensor | None = None) -> Distribution:
@@ -242,25 +250,25 @@ class _Decoder(nn.Module):
 
 
 def _scores_without(cond: Tensor | None) -> None:
-    """Refuse a condition, which neither side of the VAE takes (raises ValueError)."""
+    """Raise ValueError for a condition, which the VAE of a latent model does not take."""
     if cond is not None:
-        raise ValueError("a latent model as a VAE takes no cond; got one")
+        raise ValueError("cond must be None for LatentModel.vae(), which is unconditional; got a condition")
 
 
 def _check_fit(first: nn.Module, second: nn.Module, latent: tuple[int, ...]) -> None:
-    """Refuse a second stage for other latents than the first one's, by asking it for its loss once."""
-    names = f"{type(first).__name__} makes latents {latent}, which {type(second).__name__}"
+    """Raise ValueError for a second stage that does not fit the first stage's latents; its loss is called once."""
+    role = f"second must be a model of {type(first).__name__}'s latents {latent}; {type(second).__name__}"
     missing = [name for name in ("loss", "sample") if not hasattr(second, name)]
     if missing:
-        raise ValueError(f"{names} cannot be a second stage of: it has no {' and no '.join(missing)}")
-    drawn_by_second = shape_of(second)
-    if drawn_by_second is None:
-        drawn_by_second = second.sample(2).shape[1:]  # type: ignore[operator]
-    if tuple(drawn_by_second) != latent:
-        raise ValueError(f"{names} does not make: its samples are {tuple(drawn_by_second)}")
-    place = device_of(second)
+        raise ValueError(f"{role} has no {' and no '.join(missing)}")
+    sample_shape = shape_of(second)
+    if sample_shape is None:
+        sample_shape = second.sample(2).shape[1:]  # type: ignore[operator]
+    if tuple(sample_shape) != latent:
+        raise ValueError(f"{role} has samples {tuple(sample_shape)}")
+    device = device_of(second)
     try:
-        with torch.no_grad(), evaluating(second), own_random_numbers(place):
-            second.loss(torch.zeros(2, *latent, device=place))  # type: ignore[operator]
+        with torch.no_grad(), evaluating(second), own_random_numbers(device):
+            second.loss(torch.zeros(2, *latent, device=device))  # type: ignore[operator]
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{names} does not take: {error}") from error
+        raise ValueError(f"{role} does not take them: {error}") from error

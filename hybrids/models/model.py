@@ -1,4 +1,4 @@
-"""What a model of p(x) offers. Evaluation, comparison and scripts ask for these methods, never for a class."""
+"""The interface of a model of p(x). Evaluation, comparison and scripts use these methods, never a class."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,24 +12,24 @@ __all__ = ["Model", "NotOffered", "implicit", "offered"]
 
 @runtime_checkable
 class Model(Protocol):
-    """What every explicit model of p(x) offers; an implicit one (a GAN) offers loss and sample only. All in nats.
+    """The methods of every explicit model of p(x), in nats; an implicit one (a GAN) has loss and sample only.
 
-    `nll` bounds -log p(x) from above in expectation and may draw one random level; `bound` sums every level.
+    `nll` is an upper bound on -log p(x) in expectation, and may draw one random level; `bound` sums all levels.
 
-    What else a model may offer, each measured where it is there (`hybrids.evaluation`):
+    Optional methods, which `hybrids.evaluation` uses where a model offers them:
 
-    - `encode(x, cond=None)`: the latents of x without noise, such as means of q(z|x): (B, *shape), or a tuple of such.
-    - `decode(z, cond=None)`: p(x|z), a Distribution, of what `encode` or `noise` gives.
-    - `noise(n, generator=None)`: what samples are made of by `decode`, n draws of N(0, I), where latents are noise:
-      paths between them are arcs, and without an `encode` latents are searched for, by the gradient of `decode`.
-    - `posterior(x, cond=None)`: a learned q(z|x), a Distribution, or a tuple of such: how many units are active.
-    - `networks()`: {name: module}, the outermost networks that `sample` calls: whose calls and parameters are a cost.
-    - `log_weight(x, cond, generator)`: log p(x, z) - log q(z|x) of one z ~ q(z|x), (B,): importance-weighted bounds.
+    - `encode(x, cond=None)`: the latents of x without noise, such as the mean of q(z|x): (B, *shape), or a tuple.
+    - `decode(z, cond=None)`: p(x|z), a Distribution, for z from `encode` or `noise`.
+    - `noise(n, generator=None)`: n draws of N(0, I) that `decode` maps to samples, of models whose latents are noise.
+      Such latents are interpolated on arcs; without `encode` they are found by optimization through `decode`.
+    - `posterior(x, cond=None)`: a learned q(z|x), a Distribution or a tuple of them; for the number of active units.
+    - `networks()`: {name: module}, the outermost networks that `sample` calls; for the costs of a sample.
+    - `log_weight(x, cond, generator)`: log p(x, z) - log q(z|x), z ~ q(z|x), (B,); for importance-weighted bounds.
     - `flow(**settings)`, `log_prob(x, cond, flow, dequantization)`: log p(x) by a probability flow.
-    - `reconstruct(x)`: shown beside samples while a run trains.
-    - `grey_levels`: K of a likelihood of grey levels; `sample_steps`: steps of a sampler that `sample(sampler=)` takes.
+    - `reconstruct(x)`: the reconstruction of x, which is plotted during training.
+    - `grey_levels`: K of a likelihood of grey levels; `sample_steps`: steps of the sampler, if `sample` takes one.
 
-    A model that cannot answer in its present setting raises `NotOffered` with the reason, which is then shown.
+    A method that is not defined for a model's present settings raises `NotOffered` with the reason.
     """
 
     def loss(self, x: Tensor, cond: Any = None, generator: torch.Generator | None = None) -> Terms: ...
@@ -41,13 +41,13 @@ class Model(Protocol):
 
 
 class NotOffered(TypeError):
-    """A model cannot answer what it is asked; the message says what is missing."""
+    """A model does not offer a method, or not with its present settings; the message gives the reason."""
 
 
 NEEDS = {
     "encode": "encode(x), its latents",
     "decode": "decode(z), p(x|z)",
-    "noise": "noise(n), what its samples are made of",
+    "noise": "noise(n), the noise of its samples",
     "posterior": "posterior(x), a learned q(z|x)",
     "networks": "networks(), {name: module}",
     "sample": "sample(n, generator=)",
@@ -56,7 +56,7 @@ NEEDS = {
 
 
 def offered(model: Any, name: str) -> Any:
-    """Return a model's method. Raises NotOffered, naming the model and the method, where it is not there."""
+    """Return a model's method. Raises NotOffered, naming model and method, where it is missing."""
     method = getattr(model, name, None)
     if callable(method):
         return method
@@ -64,8 +64,8 @@ def offered(model: Any, name: str) -> Any:
 
 
 def implicit(model: Any) -> NotOffered:
-    """Return the error of a model that can only be sampled, where a likelihood is asked for."""
+    """Return the error for a likelihood of a model that can only be sampled."""
     return NotOffered(
-        f"{type(model).__name__} is an implicit model: it has samples, but no likelihood and no bound on one; score "
-        "its samples instead, with coverage, agreement or stacked_coverage of hybrids.evaluation"
+        f"{type(model).__name__} is an implicit model: it has no likelihood and no bound on it; measure its samples "
+        "instead, by coverage, agreement or stacked_coverage of hybrids.evaluation"
     )

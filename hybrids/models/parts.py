@@ -1,4 +1,4 @@
-"""What models share: what an encoder or decoder returns, and the weights of importance sampling."""
+"""Functions that several models share: distributions of encoders and decoders, importance weights."""
 
 from typing import Any
 
@@ -10,18 +10,19 @@ from components.precision import widest
 
 from .model import offered
 
-__all__ = ["distribution_of", "drawn_by", "inner_networks", "log_ratio", "picture", "prior_log_weight"]
+__all__ = ["distribution_of", "generator_argument", "inner_networks", "log_ratio", "mean_or_draw", "prior_log_weight"]
 
 
-def drawn_by(generator: torch.Generator | None) -> dict[str, torch.Generator]:
-    """Return the argument `generator` for a model that is not ours and may not take one, where there is one."""
+def generator_argument(generator: torch.Generator | None) -> dict[str, torch.Generator]:
+    """Return {"generator": generator}, or {} for None, so that a user's model need not take a generator."""
     return {} if generator is None else {"generator": generator}
 
 
 def log_ratio(p: Distribution, q: Distribution, y: Tensor) -> Tensor:
-    """Return log p(y) - log q(y) (B,) nats, float64; of two Gaussians by dimension, so that near ones lose no digits.
+    """Return log p(y) - log q(y): (B,) nats, float64.
 
-    Two points are one and the same where nothing is left to choose: 0.
+    For two Gaussians it is computed by dimension, so that nearly equal ones lose no digits. For two points it is 0:
+    both are then the same point.
     """
     if isinstance(p, Delta) and isinstance(q, Delta):
         return widest(y.new_zeros(len(y)))
@@ -32,7 +33,7 @@ def log_ratio(p: Distribution, q: Distribution, y: Tensor) -> Tensor:
 
 
 def distribution_of(part: Any, role: str, x: Tensor, cond: Any = None) -> Distribution:
-    """Return an encoder's or a decoder's distribution of x. Raises TypeError, naming it, where that is a tensor."""
+    """Return an encoder's or a decoder's distribution for x. Raises TypeError, naming it, where it returns a tensor."""
     p = part(x, cond)
     if isinstance(p, Tensor):
         raise TypeError(
@@ -43,27 +44,25 @@ def distribution_of(part: Any, role: str, x: Tensor, cond: Any = None) -> Distri
 
 
 def prior_log_weight(prior: Any, z: Tensor, cond: Any = None, generator: Any = None) -> Tensor:
-    """Return log p(z), or log p(z, …) - log q(…|z) of a prior with latents of its own: (B,).
+    """Return log p(z), or, for a prior with latents u of its own, log p(z, u) - log q(u|z), u ~ q(u|z): (B,) nats.
 
-    The mean of its exp is p(z).
-
-    Raises ValueError, naming it, for a prior that offers neither.
+    The expectation of its exp is p(z). Raises ValueError, naming the prior, for one without log_weight.
     """
     if not hasattr(prior, "log_weight"):
         name = type(prior).__name__
         raise ValueError(f"prior must offer log_weight for an importance-weighted bound; {name} does not")
-    return prior.log_weight(z, cond, **drawn_by(generator))
+    return prior.log_weight(z, cond, **generator_argument(generator))
 
 
 def inner_networks(model: Any) -> dict[str, nn.Module]:
-    """Return the networks of a prior or a second stage; its own decoder is called inner_decoder.
+    """Return the networks of a prior or a second stage by name, its decoder as inner_decoder.
 
-    Raises NotOffered, naming it, for one that offers no networks().
+    Raises NotOffered, naming it, for one without networks().
     """
     networks = offered(model, "networks")()
     return {f"inner_{name}" if name.endswith("decoder") else name: network for name, network in networks.items()}
 
 
-def picture(p: Distribution, generator: Any = None) -> Tensor:
-    """Return a decoder's picture (B, *event): its mean, or a draw where there is only that."""
+def mean_or_draw(p: Distribution, generator: Any = None) -> Tensor:
+    """Return the mean of p (B, *event), or a draw of an `Implicit` p, which has no mean."""
     return p.rsample(generator) if isinstance(p, Implicit) else p.mean

@@ -1,4 +1,4 @@
-"""The variational autoencoder, with any prior that can score a latent."""
+"""The variational autoencoder, with any prior that has a likelihood."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from components.samplers import ProbabilityFlow
 
 from ..terms import Terms
 from .model import NotOffered
-from .parts import distribution_of, drawn_by, inner_networks, picture, prior_log_weight
+from .parts import distribution_of, generator_argument, inner_networks, mean_or_draw, prior_log_weight
 from .rates import StandardNormal, check_latent, distortion, rate
 
 __all__ = ["VAE"]
@@ -23,10 +23,11 @@ class VAE(nn.Module):
     Arguments:
         encoder: x → q(z|x).
         decoder: z → p(x|z).
-        prior: a Model of z, such as StandardNormal or a Diffusion: the latter makes this latent diffusion. It is given
-            the same cond as encoder and decoder; StandardNormal leaves it alone.
+        prior: a Model of z, such as StandardNormal or a Diffusion, with which this is latent diffusion. It receives the
+            same cond as encoder and decoder; StandardNormal ignores it.
         beta: weight of the rate in `loss`; 1 is the ELBO.
-        free_bits: nats a latent dimension that `loss` leaves uncharged; StandardNormal only.
+        free_bits: nats of each latent dimension that `loss` does not charge; StandardNormal only.
+    Raises ValueError for negative weights, and for a prior without nll or sample.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class VAE(nn.Module):
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must not be negative; got {beta} and {free_bits}")
         if not all(hasattr(prior, name) for name in ("nll", "sample")):
-            raise ValueError(f"prior must offer nll and sample; {type(prior).__name__} is implicit: it cannot score z")
+            raise ValueError(f"prior must offer nll and sample; {type(prior).__name__} is implicit: it has no nll")
         self.encoder, self.decoder = encoder, decoder
         self.prior: Any = prior
         self.beta, self.free_bits = beta, free_bits
@@ -49,7 +50,7 @@ class VAE(nn.Module):
     def forward(
         self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Distribution, Tensor, Distribution]:
-        """Return q(z|x), one z drawn from it, p(x|z)."""
+        """Return q(z|x), one draw z from it, and p(x|z)."""
         q = self.posterior(x, cond)
         z = q.rsample(generator)
         return q, z, self.decode(z, cond)
@@ -65,9 +66,9 @@ class VAE(nn.Module):
         cond: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Return the negative ELBO of what `forward` returned: terms distortion = -log p(x|z), and those of `rate`.
+        """Return the negative ELBO from the output of `forward`: distortion = -log p(x|z), and the terms of `rate`.
 
-        Raises TypeError for a p without likelihood, and what `rate` does. cond and generator are the prior's.
+        cond and generator are passed to the prior. Raises TypeError for p without a density; further as `rate`.
         """
         return Terms(distortion=distortion(p, x)) + beta * rate(q, z, self.prior, free_bits, cond, generator)
 
@@ -77,7 +78,7 @@ class VAE(nn.Module):
         return self.nelbo(x, q, z, p, self.beta, self.free_bits, cond, generator)
 
     def nll(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Terms:
-        """Return the negative ELBO, β = 1 and no free bits: above -log p(x) in expectation. (B,) nats."""
+        """Return the negative ELBO, without β and free bits: an upper bound on -log p(x) in expectation, (B,) nats."""
         q, z, p = self(x, cond, generator)
         return self.nelbo(x, q, z, p, cond=cond, generator=generator)
 
@@ -88,20 +89,20 @@ class VAE(nn.Module):
         strata: int = 128,
         generator: torch.Generator | None = None,
     ) -> Terms:
-        """Return `nll` with every level of the prior summed; strata are those of a prior in continuous time."""
+        """Return `nll` with all levels of the prior summed; strata is the number of times in continuous time."""
         q, z, p = self(x, cond, generator)
         if isinstance(self.prior, StandardNormal):
             return self.nelbo(x, q, z, p)
         check_latent(z, self.prior)
-        prior = self.prior.bound(z, cond, strata, **drawn_by(generator)).under("prior")
+        prior = self.prior.bound(z, cond, strata, **generator_argument(generator)).under("prior")
         return Terms(distortion=distortion(p, x)) + prior + Terms(posterior_entropy=(-1.0, q.entropy()))
 
     @torch.no_grad()
     def log_weight(self, x: Tensor, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return log p(x|z) + log p(z) - log q(z|x) of one z ~ q: (B,) nats, float64.
 
-        Its mean is the ELBO, the mean of its exp is p(x). Burda 2015, 1509.00519, eq. 8. Raises ValueError for a prior
-        without a `log_weight` of its own.
+        Its expectation is the ELBO, that of its exp is p(x). Burda 2015, 1509.00519, eq. 8. Raises ValueError for a
+        prior without `log_weight`.
         """
         q, z, p = self(x, cond, generator)
         check_latent(z, self.prior)
@@ -111,16 +112,16 @@ class VAE(nn.Module):
     def sample(self, n: int, cond: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, *event): the mean of p(x|z), z ~ p(z)."""
         z = self.prior.sample(n, cond, generator)
-        return picture(self.decode(z, cond), generator)
+        return mean_or_draw(self.decode(z, cond), generator)
 
     def flow(self, **settings: Any) -> ProbabilityFlow:
-        """Return the probability flow of a prior that has one. Raises NotOffered for another."""
+        """Return the probability flow of the prior. Raises NotOffered for a prior without one."""
         if not hasattr(self.prior, "flow"):
             raise NotOffered(f"flow needs a Diffusion, or a VAE whose prior is one; got {type(self.prior).__name__}")
         return self.prior.flow(**settings)
 
     flow_dequantization = "latent"
-    """What `flow` is of: z ~ q(z|x), so that `log_prob` is a bound in expectation."""
+    """The flow is of z ~ q(z|x), so that `log_prob` is a bound in expectation."""
 
     @torch.no_grad()
     def log_prob(
@@ -131,10 +132,12 @@ class VAE(nn.Module):
         dequantization: str = "latent",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return log p(x|z) + log p(z) - log q(z|x), z ~ q(z|x): (B,) nats, below log p(x) in expectation.
+        """Return log p(x|z) + log p(z) - log q(z|x), z ~ q(z|x): (B,) nats, a lower bound on log p(x) in expectation.
 
-        Arguments: flow, of a prior that has one, instead of its own; dequantization changes nothing. Raises NotOffered
-        for a prior without log_prob.
+        Arguments:
+            flow: of the prior; None: the prior's default.
+            dequantization: ignored.
+        Raises NotOffered for a prior without log_prob.
         """
         if not hasattr(self.prior, "log_prob"):
             raise NotOffered(f"log_prob needs a prior that offers it; {type(self.prior).__name__} does not")
@@ -159,8 +162,8 @@ class VAE(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the mean of p(x|z) at the mean of q(z|x)."""
-        return picture(self.decode(self.encode(x, cond), cond))
+        return mean_or_draw(self.decode(self.encode(x, cond), cond))
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the decoder, and the networks of the prior, whose decoder is called inner_decoder."""
+        """Return the decoder, and the networks of the prior, with its decoder as inner_decoder."""
         return {**inner_networks(self.prior), "decoder": self.decoder}

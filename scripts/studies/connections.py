@@ -1,9 +1,9 @@
-"""What the connections reach beside the families they connect: each recipe of STUDIES, its figures and its line.
+"""Measure hybrids and the families that they combine: each recipe of STUDIES with its acceptance criterion.
 
     python scripts/studies/connections.py [--data stacked-digits ...] [--only NAME ...] [--seeds 3] [--out FOLDER]
 
-Finished runs are not trained again, and one that was stopped goes on. What is found in OUT is written to
-OUT/connections.json, OUT/connections.md and OUT/connections.png. docs/connections.md tells what came out.
+Finished runs are not trained again; interrupted runs continue. The results of all runs in OUT are written to
+OUT/connections.json, OUT/connections.md and OUT/connections.png. docs/connections.md has the results.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hybrids import load
-from hybrids.comparison.study import cpu_seconds, draw, mode_figures, reached, real_examples, table, trained
+from hybrids.comparison.study import cpu_seconds, mode_coverage, reached, real_examples, save_panels, table, train_once
 from hybrids.data import Data, load_data
 from hybrids.evaluation import likelihood
 from hybrids.experiment import refusing
@@ -26,9 +26,12 @@ from hybrids.experiment import refusing
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe on a data set, and the line that it must reach, as least and largest figures.
+    """A recipe on a data set, with its acceptance criterion.
 
-    samples: how many are counted, where it is not SAMPLES of the data set.
+    Arguments:
+        words: command-line arguments of the recipe.
+        least, most: least and largest values of metrics, by name.
+        samples: number that is classified by mode; None: SAMPLES of the data set.
     """
 
     data: str
@@ -40,7 +43,7 @@ class Study:
 
 
 POINTS = "--batch-size 256 --steps 6000 --loss relativistic --r1 0.05 --r2 0.05 --lr 1e-3 --critic-lr 1e-3"
-"""As the GAN that covers 25-gaussians: see docs/collapse.md."""
+"""The settings of the GAN that covers 25-gaussians: see docs/collapse.md."""
 LARGE = "--schedule variance_preserving"
 """The paper's schedule: ᾱ is 0.52, 0.079, 0.0034, 0 after four steps; a cosine's is 0.85, 0.50, 0.15, 0."""
 STACKED = "--flat --batch-size 128"
@@ -77,16 +80,16 @@ STUDIES = {
     ),
 }
 SAMPLES = {"8-gaussians": 10_000, "25-gaussians": 10_000, "stacked-digits": 26_000, "digits": 0}
-"""How many samples are counted; of digits there is the bound alone. KL's floor goes as one over their number."""
+"""Samples that are classified by mode; for digits only the bound is measured. The floor of KL is O(1/samples)."""
 
 
 def folder(out: Path, name: str, seed: int) -> Path:
-    """The run folder."""
+    """Return the run folder."""
     return out / name.replace(",", "").replace(" ", "-").lower() / f"seed-{seed}"
 
 
-def drawn(sample: Callable[..., Tensor], n: int) -> tuple[Tensor, float]:
-    """n samples, and how many a second."""
+def draw_samples(sample: Callable[..., Tensor], n: int) -> tuple[Tensor, float]:
+    """Draw n samples; return them and the samples per second."""
     generator = torch.Generator().manual_seed(0)
     sample(1000, generator=generator)  # the first call is slower
     start = time.perf_counter()
@@ -94,28 +97,28 @@ def drawn(sample: Callable[..., Tensor], n: int) -> tuple[Tensor, float]:
     return x, n / (time.perf_counter() - start)
 
 
-def figures_of(model: Any, data: Data, n: int) -> tuple[dict[str, float], Tensor | None]:
-    """Everything that is asked of a model of a data set, and its n samples."""
-    found: dict[str, float] = {}
+def measure_model(model: Any, data: Data, n: int) -> tuple[dict[str, float], Tensor | None]:
+    """Return the metrics of a model on its data, and its n samples."""
+    metrics: dict[str, float] = {}
     x = None
     if n:
-        x, rate = drawn(model.sample, n)
-        found = {**mode_figures(x, data), "samples_per_second": rate}
+        x, per_second = draw_samples(model.sample, n)
+        metrics = {**mode_coverage(x, data), "samples_per_second": per_second}
     if data.name == "digits":
         assert data.held_out is not None
         bound = likelihood(model, data.decode(data.held_out))
-        found["bits_per_dim"] = bound["bits_per_dim"]
-    return found, x
+        metrics["bits_per_dim"] = bound["bits_per_dim"]
+    return metrics, x
 
 
 def collect(out: Path, data: Data) -> tuple[list[dict], list[tuple[str, Tensor]]]:
-    """The figures of real examples and of every finished run on a data set, and panels of seed 0 to look at."""
+    """Return table rows of real examples and of every finished run on a data set, and sample panels of seed 0."""
     rows: list[dict] = []
     panels = []
     n = SAMPLES[data.name]
     if n:
         real = real_examples(data, n)
-        rows.append({"data": data.name, "model": "real", **mode_figures(real, data)})
+        rows.append({"data": data.name, "model": "real", **mode_coverage(real, data)})
         panels.append(("real", real))
     for name, study in STUDIES.items():
         if study.data != data.name:
@@ -124,26 +127,26 @@ def collect(out: Path, data: Data) -> tuple[list[dict], list[tuple[str, Tensor]]
             if not (run / "summary.json").is_file():
                 continue
             summary, model = json.loads((run / "summary.json").read_text()), load(run)
-            told = {"seed": summary["seed"], "steps": summary["steps"], "cpu_seconds": cpu_seconds(run)}
-            figures, x = figures_of(model, data, study.samples or n)
-            rows.append({"data": data.name, "model": name, **told, **figures})
+            details = {"seed": summary["seed"], "steps": summary["steps"], "cpu_seconds": cpu_seconds(run)}
+            metrics, x = measure_model(model, data, study.samples or n)
+            rows.append({"data": data.name, "model": name, **details, **metrics})
             if study.least or study.most:
-                rows[-1]["reached"] = reached(figures, study.least, study.most)
+                rows[-1]["reached"] = reached(metrics, study.least, study.most)
             if summary["seed"] == 0 and x is not None:
-                panels.append((f"{name}\n{figures['modes']:.0f} modes, KL {figures['kl']:.3f}", x))
+                panels.append((f"{name}\n{metrics['modes']:.0f} modes, KL {metrics['kl']:.3f}", x))
             if study.recipe == "latent_diffusion":
-                # What the diffusion prior brings: the same autoencoder with its own N(0, I).
-                figures, _ = figures_of(model.first, data, n)
-                rows.append({"data": data.name, "model": "its autoencoder, N(0, I)", **told, **figures})
+                # The same autoencoder with the prior N(0, I), to measure the effect of the diffusion prior.
+                metrics, _ = measure_model(model.first, data, n)
+                rows.append({"data": data.name, "model": "its autoencoder, N(0, I)", **details, **metrics})
     return rows, panels
 
 
 def main() -> None:
     known = list(dict.fromkeys(study.data for study in STUDIES.values()))
-    parser = argparse.ArgumentParser(description="The connections beside the families they connect.")
-    parser.add_argument("--data", nargs="+", choices=known, default=known, help="which data sets (all)")
-    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="which to train (all)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, … (1); 0: write the tables only")
+    parser = argparse.ArgumentParser(description="Hybrids and the families that they combine.")
+    parser.add_argument("--data", nargs="+", choices=known, default=known, help="data sets (all)")
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="studies to run (all)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds 0, 1, … (1); 0: write the tables only")
     parser.add_argument("--out", type=Path, default=Path("runs/connections"), help="folder of the runs and the tables")
     arguments = parser.parse_args()
 
@@ -154,17 +157,17 @@ def main() -> None:
                 study = STUDIES[name]
                 if study.data in arguments.data:
                     words = f"{study.words} --data {study.data} --seed {seed} --checkpoint-every 1000"
-                    trained(study.recipe, words.split(), folder(arguments.out, name, seed))
+                    train_once(study.recipe, words.split(), folder(arguments.out, name, seed))
         for data in arguments.data:
-            found, shown = collect(arguments.out, load_data(data, 8 if data == "digits" else None))
-            groups.append(found)
-            panels += [shown] if shown else []
+            rows, samples = collect(arguments.out, load_data(data, 8 if data == "digits" else None))
+            groups.append(rows)
+            panels += [samples] if samples else []
     tables = "\n".join(map(table, groups))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "connections.json").write_text(json.dumps(sum(groups, []), indent=2) + "\n")
     (arguments.out / "connections.md").write_text(tables)
     if panels:
-        draw(panels, arguments.out / "connections.png")
+        save_panels(panels, arguments.out / "connections.png")
     print(f"{tables}{arguments.out / 'connections.md'}")
 
 

@@ -1,4 +1,4 @@
-"""A folder of real images to try things on: scikit-learn's two photographs cut into crops of mixed sizes and modes.
+"""Write a folder of test images: scikit-learn's two photographs, cut into crops of mixed sizes and modes.
 
     python scripts/studies/crops.py FOLDER [--number 500] [--seed 0]
 
@@ -17,7 +17,7 @@ KINDS = ("RGB", "L", "P", "RGBA", "I;16", "JPEG", "CMYK")
 
 
 def convert(crop: Image.Image, kind: str) -> tuple[Image.Image, str]:
-    """The crop as an image of that kind, and the ending of its file's name."""
+    """Return the crop as an image of a kind, and the suffix of its file."""
     if kind == "I;16":
         return Image.fromarray(np.asarray(crop.convert("L")).astype(np.uint16) * 257), "png"
     if kind == "RGBA":
@@ -31,14 +31,14 @@ def convert(crop: Image.Image, kind: str) -> tuple[Image.Image, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cut scikit-learn's two photographs into a folder of crops.")
-    parser.add_argument("folder", type=Path, help="where to write them; must not exist")
-    parser.add_argument("--number", type=int, default=500, help="how many crops (500)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of their places and sizes (0)")
+    parser.add_argument("folder", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--number", type=int, default=500, help="number of crops (500)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of positions and sizes (0)")
     arguments = parser.parse_args()
     if arguments.number < 1:
         parser.error(f"--number must be at least 1; got {arguments.number}")
     if arguments.folder.exists():
-        parser.error(f"{arguments.folder} is there already; give a folder that is not")
+        parser.error(f"folder {arguments.folder} exists; give a new one")
     rng = np.random.default_rng(arguments.seed)
     photographs = load_sample_images()
     for i in range(arguments.number):

@@ -74,7 +74,7 @@ def test_stopped_and_killed_it_ends_with_the_same_table(tmp_path):
     wait_for(lambda: any(run.glob("checkpoints/step-*")), process)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 75 and "the same command goes on" in said
+    assert process.returncode == 75 and "the same command continues" in said
     assert json.loads((broken / "plan.json").read_text())["recipes"]["latent_diffusion"]["lengths"] == [100, 100]
 
     process = start(broken, *words)
@@ -143,11 +143,11 @@ def test_flops_buy_as_many_steps_as_they_pay_for(tmp_path):
     [
         (["--recipes", "vae"], "expected exactly one budget; got none"),
         (["--images", "10", "--seconds", "1"], "expected exactly one budget; got --images and --seconds"),
-        (["--images", "10", "--recipes", "vea"], "--recipes vea: there is no such recipe; did you mean vae?"),
+        (["--images", "10", "--recipes", "vea"], "--recipes vea: no such recipe; did you mean vae?"),
         (["--images", "10", "--set", "vae"], "--set 'vae': expected RECIPE="),
         # All at once: not the budget alone.
-        (["--recipes", "vae", "gann"], "--recipes gann: there is no such recipe; did you mean gan?"),
-        (["--report-only"], "holds no comparison"),
+        (["--recipes", "vae", "gann"], "--recipes gann: no such recipe; did you mean gan?"),
+        (["--report-only"], "there is no plan.json"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, words, told):

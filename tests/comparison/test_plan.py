@@ -9,12 +9,12 @@ from hybrids import Player, Terms
 from hybrids.comparison.plan import (
     Options,
     check,
-    data_asked,
+    data_of_options,
     errors_of,
-    kept_plan,
     lengths,
     make_plan,
     matched,
+    read_plan,
     run_words,
     trained_parameters,
     with_lengths,
@@ -32,12 +32,12 @@ def options(out, **changed):
 
 
 def planned(given):
-    return make_plan(given, data_asked(given))
+    return make_plan(given, data_of_options(given))
 
 
 def test_the_plan_matches_parameters_to_the_lower_median(tmp_path):
     plan = planned(options(tmp_path, recipes=("vae", "gan", "ddpm")))
-    assert plan == kept_plan(tmp_path)
+    assert plan == read_plan(tmp_path)
     # By default 142,211 (gan), 235,394 (ddpm) and 807,972 (vae): the middle one keeps its width.
     assert plan["parameters"] == plan["recipes"]["ddpm"]["parameters"]
     for entry in plan["recipes"].values():
@@ -89,7 +89,7 @@ def test_recipes_and_seeds_may_be_added(tmp_path):
         ({"kind": "flops"}, "kind: images → flops"),
         ({"samples": 500}, "samples: 2000 → 500"),
         ({"parameters": 9}, "parameters: None → 9"),
-        ({"recipes": ("vae",)}, "recipes: gan is dropped"),
+        ({"recipes": ("vae",)}, "recipes: gan is missing"),
         ({"seeds": 1}, "seeds: 2 → 1"),
         ({"words": {"gan": "--lr 0.1"}}, "set gan: '' → '--lr 0.1'"),
         ({"data": "25-gaussians"}, "data: 8-gaussians → 25-gaussians"),
@@ -211,7 +211,7 @@ def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
     assert (entry["parameters"], entry["width"], entry["stages"]) == (4, None, ["mine"])
     assert planned(given)["recipes"]["my_gaussian"] == entry
     # Words that only the folder has are typed to no recipe.
-    plan = kept_plan(out)
+    plan = read_plan(out)
     kept = json.dumps(plan)
     plan["recipes"]["my_gaussian"]["words"] = ["--data", "evil.py:data", *entry["words"][2:]]
     (out / "plan.json").write_text(json.dumps(plan))
@@ -219,7 +219,7 @@ def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
         planned(given)
     (out / "plan.json").write_text(kept)
     (error,) = errors_of(options(out, recipes=("my_gaussian",)))
-    assert "there is no such recipe" in error and "./mine.py" in error
+    assert "no such recipe" in error and "./mine.py" in error
     # Another file of that name is another recipe.
     (tmp_path / "my_gaussian.py").write_text(MINE)
     with pytest.raises(Refusal, match=f"my_gaussian was {re.escape(str(file))}, and is {tmp_path}/my_gaussian.py"):
@@ -232,7 +232,7 @@ def test_a_recipe_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
         ("import no_such_module", "mine.py: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
         (
             "def build(settings, data): ...",
-            "a recipe must define Settings and build(settings, data); no Settings there",
+            "a recipe must define Settings and build(settings, data); Settings is missing",
         ),
         (f"{MINE}\nFAMILY = 3", "mine.py: FAMILY must be text, such as 'diffusion'; got 3"),
         (None, "mine.py: no such file"),
@@ -259,20 +259,20 @@ def test_the_default_recipes_are_each_family_and_each_connection():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"recipes": ("vae", "ddmp")}, "--recipes ddmp: there is no such recipe; did you mean ddpm?"),
-        ({"recipes": ("vae", "vae")}, "--recipes: vae is named twice"),
-        ({"recipes": ("vae", "./vae.py")}, "--recipes: vae is named twice"),
-        ({"recipes": ()}, "--recipes: names none"),
-        ({"kind": "hours"}, "the budget is 'hours'; expected one of images, flops, seconds"),
+        ({"recipes": ("vae", "ddmp")}, "--recipes ddmp: no such recipe; did you mean ddpm?"),
+        ({"recipes": ("vae", "vae")}, "--recipes: vae is given twice"),
+        ({"recipes": ("vae", "./vae.py")}, "--recipes: vae is given twice"),
+        ({"recipes": ()}, "--recipes: got none"),
+        ({"kind": "hours"}, "kind of the budget: got 'hours'; expected one of images, flops, seconds"),
         ({"metrics": ("./nope.py:mine",)}, "--metrics ./nope.py:mine: expected a Python file"),
         ({"seeds": 0}, "--seeds 0: expected at least 1"),
         ({"jobs": 0}, "--jobs 0: expected at least 1"),
         ({"value": 0}, "--images 0: expected more than 0"),
         ({"samples": 3}, "--samples 3: the metrics need at least 16 samples"),
         ({"metrics": ("frechett",)}, "--metrics frechett: metric 'frechett' is not known; did you mean frechet?"),
-        ({"words": {"ddpm": "--lr 1"}}, "--set ddpm=…: is not among --recipes vae gan"),
+        ({"words": {"ddpm": "--lr 1"}}, "--set ddpm=…: ddpm is not in --recipes vae gan"),
         ({"words": {"gan": "--lrr 1"}}, "--set gan: --lrr: no such setting; did you mean --lr?"),
-        ({"words": {"gan": "--steps 5 --seed 1"}}, "--set gan: --seed, --steps is the comparison's own to give"),
+        ({"words": {"gan": "--steps 5 --seed 1"}}, "--set gan: --seed, --steps is set by the comparison"),
         ({"words": {"gan": "--lr 'x"}}, '--set gan="--lr \'x": No closing quotation'),
         ({"parameters": 0}, "--parameters 0: expected at least 1"),
     ],
@@ -297,5 +297,5 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 def test_a_data_set_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(Refusal, match="--data"):
-        data_asked(options(tmp_path, data="digitz"))
-    assert data_asked(options(tmp_path, data="digits", resolution=16)).shape == load_data("digits", 16).shape
+        data_of_options(options(tmp_path, data="digitz"))
+    assert data_of_options(options(tmp_path, data="digits", resolution=16)).shape == load_data("digits", 16).shape

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrids.comparison.study import cpu_seconds, draw, table, trained
+from hybrids.comparison.study import cpu_seconds, save_panels, table, train_once
 
 WORDS = "--data 8-gaussians --steps 3 --width 8 --batch-size 16 --device cpu --checkpoint-every 2".split()
 
@@ -12,11 +12,11 @@ WORDS = "--data 8-gaussians --steps 3 --width 8 --batch-size 16 --device cpu --c
 def test_a_run_is_trained_once_and_its_cpu_time_kept(tmp_path, capsys):
     run = tmp_path / "runs" / "vae"
     assert cpu_seconds(run) == 0
-    trained("vae", WORDS, run)
+    train_once("vae", WORDS, run)
     spent, summary = cpu_seconds(run), (run / "summary.json").read_text()
     assert spent > 0 and json.loads(summary)["steps"] == 3
     assert str(run) in capsys.readouterr().out
-    trained("vae", WORDS, run)
+    train_once("vae", WORDS, run)
     assert (cpu_seconds(run), (run / "summary.json").read_text()) == (spent, summary)
     assert capsys.readouterr().out == ""
 
@@ -25,12 +25,12 @@ def test_a_run_that_was_stopped_goes_on_and_its_cpu_time_adds_up(tmp_path, monke
     run = tmp_path / "vae"
     (run / "cpu_seconds.json").parent.mkdir()
     (run / "cpu_seconds.json").write_text("100.0\n")
-    trained("vae", WORDS, run)
+    train_once("vae", WORDS, run)
     assert 100 < cpu_seconds(run) < 200
     monkeypatch.setattr("hybrids.comparison.study.experiment", lambda *_: 75)
     (tmp_path / "stopped").mkdir()
     with pytest.raises(SystemExit, match="75"):
-        trained("vae", WORDS, tmp_path / "stopped")
+        train_once("vae", WORDS, tmp_path / "stopped")
     assert cpu_seconds(tmp_path / "stopped") > 0
 
 
@@ -45,6 +45,6 @@ def test_a_table_has_all_columns_in_order_of_appearance():
 
 
 def test_panels_of_images_and_of_points_are_drawn(tmp_path):
-    draw([[("images", torch.zeros(4, 3, 8, 8))], [("points", torch.randn(50, 2)), ("more", torch.randn(50, 2))]],
+    save_panels([[("images", torch.zeros(4, 3, 8, 8))], [("points", torch.randn(50, 2)), ("more", torch.randn(50, 2))]],
          tmp_path / "panels.png")  # fmt: skip
     assert Image.open(tmp_path / "panels.png").size == (600, 700)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hybrids.comparison.runs import Run
-from hybrids.comparison.summary import report_of, spread, summarize
+from hybrids.comparison.summary import report_of, seed_statistics, summarize
 from hybrids.experiment import Refusal
 
 
@@ -224,7 +224,7 @@ def test_what_was_measured_of_a_run_before_it_failed_does_not_count(tmp_path, pl
 
 def test_the_spread_of_three():
     """By hand: 1, 2, 6 have mean 3 and std √7; t of two degrees of freedom is 4.302653 (its 0.975 quantile)."""
-    found = spread([1, 2, 6])
+    found = seed_statistics([1, 2, 6])
     half = 4.302653 * math.sqrt(7 / 3)
     assert found["mean"] == 3 and found["std"] == pytest.approx(math.sqrt(7)) and found["runs"] == 3
     assert found["low"] == pytest.approx(3 - half, rel=1e-6) and found["high"] == pytest.approx(3 + half, rel=1e-6)
@@ -232,17 +232,17 @@ def test_the_spread_of_three():
 
 @pytest.mark.parametrize("better,worst", [("lower", 6), ("higher", 1), ("real", 1), ("neither", None)])
 def test_the_worst_is_by_direction(better, worst):
-    assert spread([1, 5, 6], better, real=4.5)["worst"] == worst
+    assert seed_statistics([1, 5, 6], better, real=4.5)["worst"] == worst
 
 
 def test_one_run_has_no_interval():
-    assert spread([2.5]) == {"mean": 2.5, "std": None, "low": None, "high": None, "worst": 2.5, "runs": 1}
+    assert seed_statistics([2.5]) == {"mean": 2.5, "std": None, "low": None, "high": None, "worst": 2.5, "runs": 1}
 
 
 def test_the_interval_holds_the_mean_in_95_of_100():
     """Of Gaussian values exactly; 4000 draws of n = 3 have a standard error of √(.95 × .05/4000) = .0034."""
     draws = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    held = [found["low"] < 0 < found["high"] for found in map(spread, draws.tolist())]
+    held = [found["low"] < 0 < found["high"] for found in map(seed_statistics, draws.tolist())]
     assert abs(sum(held) / 4000 - 0.95) < 4 * 0.0034
 
 
@@ -257,11 +257,11 @@ def test_the_interval_holds_the_mean_in_95_of_100():
 )
 def test_a_spread_of_nothing_is_refused(values, options, said):
     with pytest.raises(ValueError, match=said):
-        spread(values, **options)
+        seed_statistics(values, **options)
 
 
 def test_no_comparison_has_no_report(tmp_path):
-    with pytest.raises(Refusal, match="holds no comparison"):
+    with pytest.raises(Refusal, match="there is no plan.json"):
         report_of(tmp_path)
 
 

@@ -6,8 +6,8 @@ from collections import deque
 
 import pytest
 
-from hybrids.comparison.plan import Options, data_asked, kept_plan, make_plan
-from hybrids.comparison.runs import last_words, reason
+from hybrids.comparison.plan import Options, data_of_options, make_plan, read_plan
+from hybrids.comparison.runs import last_lines, reason
 from hybrids.comparison.train import Comparison, Job, Pool, Stopped, gpus
 
 
@@ -38,7 +38,7 @@ def test_each_job_ends_with_its_code_and_leaves_its_reason(tmp_path):
         "refused": "--lr: no",
         "failed": "RuntimeError: of memory",
         "killed": "ended by SIGKILL (out of memory?)",
-        "silent": "exit code 3 without a word",
+        "silent": "exit code 3 without output",
     }
 
 
@@ -55,7 +55,7 @@ def test_cores_are_shared_and_gpus_dealt_in_turn(tmp_path, monkeypatch):
     say = "import os, time; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES']); time.sleep(0.2)"
     jobs = [job(tmp_path, str(i), say) for i in range(3)]
     run(Pool(3, ["4", "7"], Flag(), every=0.01), jobs)
-    assert [last_words(one.log) for one in jobs] == [["2 4"], ["2 7"], ["2 4"]]
+    assert [last_lines(one.log) for one in jobs] == [["2 4"], ["2 7"], ["2 4"]]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert Pool(3, [], Flag()).environment(0)["OMP_NUM_THREADS"] == "5"
 
@@ -71,13 +71,13 @@ def test_a_stop_reaches_the_jobs_and_waits_for_them(tmp_path):
     flag = Flag()
 
     def watch(now):
-        flag.received = last_words(first.log) == ["ready"]
+        flag.received = last_lines(first.log) == ["ready"]
 
     start = time.monotonic()
     with pytest.raises(Stopped):
         run(Pool(1, [], flag, every=0.01), [first, second], watch)
     assert time.monotonic() - start < 10
-    assert last_words(first.log) == ["ready", "saved"] and not second.log.exists()
+    assert last_lines(first.log) == ["ready", "saved"] and not second.log.exists()
 
 
 def test_a_job_that_a_stop_has_reached_is_no_failure(tmp_path):
@@ -86,7 +86,7 @@ def test_a_job_that_a_stop_has_reached_is_no_failure(tmp_path):
     one, flag = job(tmp_path, "one", code), Flag()
 
     def watch(now):
-        flag.received = last_words(one.log) == ["saving"]
+        flag.received = last_lines(one.log) == ["saving"]
         time.sleep(1.0 * flag.received)
 
     ended = []
@@ -100,7 +100,7 @@ def test_a_signal_of_the_terminal_does_not_reach_them_twice(tmp_path):
     """Ctrl-C goes to the whole foreground group: a second one would end a run before it has saved."""
     one = job(tmp_path, "one", "import os; print(os.getsid(0) == os.getpid())")
     run(Pool(1, [], Flag(), every=0.01), [one])
-    assert last_words(one.log) == ["True"]
+    assert last_lines(one.log) == ["True"]
 
 
 def test_a_job_may_be_put_back_for_later(tmp_path):
@@ -111,7 +111,7 @@ def test_a_job_may_be_put_back_for_later(tmp_path):
         if len(times) == 1:
             done.after = time.monotonic() + 0.3
             jobs.append(done)
-    assert last_words(one.log) == ["again", "again"] and times[1] - times[0] >= 0.3
+    assert last_lines(one.log) == ["again", "again"] and times[1] - times[0] >= 0.3
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_the_jobs_of_a_killed_comparison_are_asked_to_end(tmp_path):
     )
     parent = subprocess.Popen([sys.executable, "-c", outer])
     limit = time.monotonic() + 60
-    while last_words(tmp_path / "one.log") != ["ready"] and time.monotonic() < limit:
+    while last_lines(tmp_path / "one.log") != ["ready"] and time.monotonic() < limit:
         time.sleep(0.05)
     children = ["ps", "-o", "pid=", "--ppid", str(parent.pid)]
     child = subprocess.run(children, capture_output=True, text=True).stdout.split()[0]
@@ -143,13 +143,13 @@ def test_the_jobs_of_a_killed_comparison_are_asked_to_end(tmp_path):
 def test_what_a_pilot_found_is_kept(tmp_path):
     """A restart has the same number of steps, whatever the machine does by then; an earlier pilot is not run again."""
     given = Options(("vae", "gan"), "8-gaussians", "seconds", 20, tmp_path)
-    data = data_asked(given)
+    data = data_of_options(given)
     pool = Pool(1, [], Flag())
 
     def lengths():
         plan = make_plan(given, data)
         Comparison(given, plan, pool, lambda *shown: None).pilots()
-        assert plan == kept_plan(tmp_path)
+        assert plan == read_plan(tmp_path)
         return [entry["lengths"] for entry in plan["recipes"].values()]
 
     (tmp_path / "pilots").mkdir()
@@ -188,7 +188,7 @@ def test_a_run_that_is_held_or_was_stopped_goes_on_and_one_that_failed_does_not(
         (75, "stopped"),
         (0, ""),
     ]
-    comparison = Comparison(given, make_plan(given, data_asked(given)), Scripted(*ends), lambda *shown: None)
+    comparison = Comparison(given, make_plan(given, data_of_options(given)), Scripted(*ends), lambda *shown: None)
     comparison.pilots()
     comparison.train()
     first, second = comparison.runs()

@@ -133,7 +133,7 @@ def test_crop_is_a_window_of_the_padded_image(fill):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: DiffAugment(("colour",)), r"kinds must be out of \('color', 'translation', 'cutout'\); got \('colour',\)"),
+    (lambda: DiffAugment(("colour",)), r"kinds must be some of color, translation, cutout; got \('colour',\)"),
     (lambda: DiffAugment(strength=1.5), r"strength must be in \[0, 1\]; got 1.5"),
     (lambda: DiffAugment()(torch.zeros(4, 3)), r"x must be \(B, C, H, W\); got shape \(4, 3\)"),
     (lambda: horizontal_flip(torch.zeros(4, 3)), "x must be"),

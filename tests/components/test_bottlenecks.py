@@ -184,7 +184,7 @@ def test_trap_31_statistics_are_those_of_all_ranks(monkeypatch):
     feigned = copy.deepcopy(alone)
     alone(z.repeat(2, 1))
     calls = []
-    monkeypatch.setattr(bottlenecks, "place", lambda: (1, 2))
+    monkeypatch.setattr(bottlenecks, "rank_and_world", lambda: (1, 2))
     monkeypatch.setattr(bottlenecks, "sum_over_ranks", lambda x: calls.append(x.shape) or 2 * x)
     monkeypatch.setattr(bottlenecks, "shared", lambda x: calls.append("shared") or x)
     feigned(z)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hybrids.experiment.run.loading import checkpoint_of, data_of, described_data
 from PIL import Image
 from safetensors.torch import load_file
 from small import TINY
@@ -18,6 +17,7 @@ from hybrids import experiment
 from hybrids.data import Data
 from hybrids.evaluation.likelihood import likelihood
 from hybrids.experiment import load_recipe
+from hybrids.experiment.run.loading import checkpoint_of, data_of, described_data
 
 REPOSITORY = Path(__file__).parents[2]
 

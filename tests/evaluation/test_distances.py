@@ -10,12 +10,12 @@ from hybrids.evaluation.samples.distances import (
     _influence,
     _mmd,
     _moments,
-    fid_proper,
+    fid,
     frechet,
     frechet_variance,
     gaussian_frechet,
     kernel,
-    kid_proper,
+    kid,
     sliced_wasserstein,
     sliced_wasserstein_of_splits,
     wasserstein,
@@ -214,7 +214,7 @@ def test_without_the_package_one_line_says_how_to_install_it(monkeypatch):
         return known(name, *given, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    for proper in (fid_proper, kid_proper):
+    for proper in (fid, kid):
         with pytest.raises(ValueError, match="python -m pip install 'torch-fidelity>=0.4'") as error:
             proper(torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8))
         assert "\n" not in str(error.value)
@@ -244,7 +244,7 @@ def test_proper_distances_without_weights_say_so(monkeypatch):
 
     monkeypatch.setattr(inception, "load_state_dict_from_url", no_network)
     x = torch.zeros(4, 1, 8, 8)
-    for proper in (fid_proper, kid_proper):
+    for proper in (fid, kid):
         with pytest.raises(ValueError, match=r"Inception's weights.*\(no network\).*weights=FILE"):
             proper(x, x)
 
@@ -260,7 +260,7 @@ def test_proper_distances_are_of_bytes_and_the_means_of_their_package(monkeypatc
 
     monkeypatch.setattr(fidelity, "calculate_metrics", measured)
     x, y = torch.tensor([-1.0, 0.0, 1.0, 7.0]).view(4, 1, 1, 1).expand(4, 1, 8, 8), torch.zeros(5, 3, 8, 8)
-    assert fid_proper(x, y) == 1 and kid_proper(x, y) == 2
+    assert fid(x, y) == 1 and kid(x, y) == 2
     assert asked[0]["fid"] and asked[1]["kid"] and asked[1]["kid_subset_size"] == 4
     first, second = asked[0]["input1"], asked[0]["input2"]
     assert (len(first), len(second)) == (4, 5) and first[0].shape == (3, 8, 8) and first[0].dtype == torch.uint8
@@ -275,4 +275,4 @@ def test_a_proper_distance_of_random_weights(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "weights.pth")
     torch.manual_seed(0)
     x = torch.rand(6, 1, 8, 8) * 2 - 1
-    assert math.isfinite(kid_proper(x, -x, weights=tmp_path / "weights.pth", subsets=2))
+    assert math.isfinite(kid(x, -x, weights=tmp_path / "weights.pth", subsets=2))

@@ -141,7 +141,7 @@ def test_one_that_was_killed_goes_on_where_it_was(evaluate, vae, tmp_path):
     one, other = found(straight)["likelihood"], found(out)["likelihood"]
     assert one == other and not parts.exists()
     # Finished, it has nothing to do; another seed starts over.
-    assert "was finished before; nothing to do" in evaluate(*asked, "--out", out)
+    assert "already finished with these settings" in evaluate(*asked, "--out", out)
     assert found(out)["likelihood"] == other
     evaluate(vae, "--likelihood", "--examples", 8, "--seed", 1, "--out", out)
     assert found(out)["settings"]["seed"] == 1 and found(out)["likelihood"] != other
@@ -188,9 +188,9 @@ def test_what_cannot_be_measured_is_refused_without_a_traceback(evaluate, vae, d
         ((vae, "--ode"), "flow needs a Diffusion, or a VAE whose prior is one; got StandardNormal"),
         ((tmp_path / "nothing", "--likelihood"), "no valid checkpoint there"),
         ((ddpm, "--likelihood", "--labels"), "--labels: 8-gaussians has none"),
-        ((vae,), "nothing to measure, or two things: give --likelihood or --metrics"),
+        ((vae,), "give either --likelihood or --metrics"),
         ((vae, "--likelihood", "--batch-size", 0), "--batch-size must be at least 1; got 0"),
-        ((vae, "--likelihood", "--importance-times"), "importance_times are of a Diffusion; got VAE"),
+        ((vae, "--likelihood", "--importance-times"), "importance_times needs a Diffusion; got VAE"),
     ):
         said = evaluate(*argv, "--out", tmp_path / "x.json", expect=2)
         assert message in said and "Traceback" not in said, said
@@ -213,9 +213,9 @@ def test_metrics_are_those_of_measure(evaluate, vae, tmp_path):
     assert written["frechet"]["value"] == same["frechet"].value
     for argv, message in (
         (("--metrics", "frechett"), "did you mean frechet?"),
-        (("--metrics", "wasserstein"), "none of the metrics can be had: wasserstein: it is exact in the plane"),
+        (("--metrics", "wasserstein"), "none of the metrics has a value: wasserstein: it needs points of the plane"),
         (("--metrics", "--samples", 3), "--samples must be at least"),
-        (("--metrics", "--likelihood"), "nothing to measure, or two things"),
+        (("--metrics", "--likelihood"), "give either --likelihood or --metrics"),
     ):
         assert message in evaluate(vae, *argv, expect=2)
 

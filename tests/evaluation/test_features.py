@@ -123,7 +123,7 @@ def test_weights_that_are_not_at_hand_are_said_so(monkeypatch, name):
     monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
     monkeypatch.setattr("timm.create_model", no_weights)
     with pytest.raises(
-        ValueError, match=f"features '{name}' cannot be had: no pretrained weights.*a file on this machine.*'auto'"
+        ValueError, match=f"features '{name}' cannot be loaded: no pretrained weights.*a file on this machine.*'auto'"
     ):
         timm_features(name)
 

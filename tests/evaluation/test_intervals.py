@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chi2, norm, t
 
 from hybrids.data import Data
-from hybrids.evaluation.figures import (
+from hybrids.evaluation.measurements import (
     deviation_interval,
     mean_of,
     proportion_interval,
@@ -18,7 +18,7 @@ from hybrids.evaluation.figures import (
     ratio_of,
     variance_beyond,
 )
-from hybrids.evaluation.samples.bench import OF_SAMPLES, Bench
+from hybrids.evaluation.sample_metrics import SAMPLE_METRICS, SampleSet
 from hybrids.evaluation.samples.distances import kernel, kernel_interval
 from hybrids.evaluation.samples.features import Pixels
 
@@ -59,12 +59,12 @@ def test_the_ends_of_wilsons_interval_are_a_score_tests():
 @pytest.mark.parametrize("n", [60, 300, 1000])
 def test_a_proportion_is_covered(p, n):
     """The exact probability, over all outcomes."""
-    assert within(study.proportion_covered(p, n))
+    assert within(study.coverage_of_proportion(p, n))
 
 
 def test_proportions_of_0_and_1_are_always_covered_and_refusals_name_the_argument():
     for p in (0.0, 1.0):
-        assert study.proportion_covered(p, 60) == pytest.approx(1)
+        assert study.coverage_of_proportion(p, 60) == pytest.approx(1)
     for share, n in ((1.1, 5), (-0.1, 5), (0.5, 0)):
         with pytest.raises(ValueError, match=r"share must be in \[0, 1\] and n positive"):
             proportion_interval(share, n)
@@ -75,14 +75,14 @@ def test_proportions_of_0_and_1_are_always_covered_and_refusals_name_the_argumen
 @pytest.mark.parametrize("n", [3, 30, 300])
 def test_a_mean_is_covered(n):
     """Of three values as of many, which the normal quantile would do in 81%."""
-    assert within(study.mean_covered(lambda n, g: torch.randn(n, generator=g), 0.0, n, 2000))
+    assert within(study.coverage_of_mean(lambda n, g: torch.randn(n, generator=g), 0.0, n, 2000))
 
 
 def test_a_mean_of_skewed_values_and_a_ratio_of_means_are_covered():
     def exponential(n, generator):
         return -torch.rand(n, generator=generator, dtype=torch.float64).log()
 
-    assert within(study.mean_covered(exponential, 1.0, 100, 2000))
+    assert within(study.coverage_of_mean(exponential, 1.0, 100, 2000))
     generator, hits = torch.Generator().manual_seed(0), 0
     for _ in range(1000):
         found = ratio_of(3 * exponential(100, generator), exponential(100, generator))
@@ -155,7 +155,7 @@ def test_the_known_mmd_is_the_mean_of_unbiased_estimates():
 def simulated(name, n, trials):
     case = CASES[name]
     figures, truth = list(study.measured(case, n, trials)), study.truth(case, n, 6 * trials)
-    return figures, truth, study.covered(figures, truth)
+    return figures, truth, study.coverage(figures, truth)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_distances_and_neighbours_are_covered(name, n, trials):
 def test_exact_samples_lie_within_the_spread_of_floors(n):
     """And the floor, the mean of ten splits, is what exact samples are expected to have."""
     figures = simulated("equal", n, 140)[0]
-    for name, share in study.covered_by_floors(figures).items():
+    for name, share in study.coverage_of_floors(figures).items():
         assert share >= 0.90 - 0.025, name  # a standard error of a share of 90% of 140
         values = torch.tensor([[found[name].value, found[name].floor] for found in figures], dtype=torch.float64)
         difference = values[:, 0] - values[:, 1]
@@ -196,7 +196,7 @@ def test_copies_of_one_example_have_shares_of_0_and_1_with_intervals():
     """Samples far away, all the same: no precision, no recall; what 100 examples say of 0 is not that it is 0."""
     generator = torch.Generator().manual_seed(0)
     data = Data("simulated", (3,), x=torch.randn(200, 3, generator=generator))
-    bench = Bench(torch.full((100, 3), 50.0), data, lambda: Pixels((3,)), torch.device("cpu"))
+    bench = SampleSet(torch.full((100, 3), 50.0), data, lambda: Pixels((3,)), torch.device("cpu"))
     for name in ("precision", "recall", "coverage"):
-        found = OF_SAMPLES[name](bench)
+        found = SAMPLE_METRICS[name](bench)
         assert found.value == found.low == 0 and 0.03 < found.high < 0.06 and found.floor > 0.5

@@ -33,10 +33,8 @@ from hybrids.evaluation.latents import (
     interpolate,
     interpolations,
     invert,
-    latents,
-    probe,
-    reconstruct,
-    reconstruction,
+    latents_of,
+    linear_probe,
     shaped,
     smoothness,
     spherical,
@@ -55,6 +53,16 @@ def model_of(name, data=DIGITS):
         words = [w for i, w in enumerate(words) if not {"--resolution", "--critic"} & {w, words[i - 1]}]
     torch.manual_seed(0)
     return module.build(parse(module.Settings, words, name), data)[-1].model
+
+
+def reconstruct(model, x, **search):
+    with torch.no_grad():
+        return decode(model, latents_of(model, x, **search))
+
+
+def reconstruction_error(model, x, **search):
+    """Root mean square."""
+    return (reconstruct(model, x, **search) - x).square().mean().sqrt().item()
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -96,7 +104,7 @@ def test_every_recipe_has_latents_and_pictures(name, data):
     if name in IMPLICIT:
         with pytest.raises(NotOffered, match="offers no encode"):
             encode(model, x)
-    z = latents(model, x, steps=2, restarts=2) if name in IMPLICIT else encode(model, x)
+    z = latents_of(model, x, steps=2, restarts=2) if name in IMPLICIT else encode(model, x)
     numbers = flat(z)
     assert len(numbers) == 3 and numbers.isfinite().all()
     assert decode(model, z).shape == x.shape
@@ -111,7 +119,7 @@ def test_every_recipe_has_latents_and_pictures(name, data):
         with pytest.raises(ValueError, match="z must be"):
             shaped(wrong, z)
     if isinstance(z, tuple):
-        with pytest.raises(ValueError, match="z must be of"):
+        with pytest.raises(ValueError, match="z must have"):
             decode(model, z[1:])
 
 
@@ -122,7 +130,7 @@ def test_decoding_what_was_encoded_is_the_models_own_reconstruction(name):
     own = model.reconstruct(x)
     assert torch.allclose(decode(model, encode(model, x)), own, atol=1e-6)
     assert torch.allclose(reconstruct(model, x), own, atol=1e-6)
-    assert reconstruction(model, x) == pytest.approx((own - x).square().mean().sqrt().item(), rel=1e-5)
+    assert reconstruction_error(model, x) == pytest.approx((own - x).square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_the_latents_of_a_linear_vae_are_its_means():
@@ -161,7 +169,7 @@ def test_inversion_with_iterations_undoes_ddim():
     wanted = model.denoiser(model.denoiser.schedule.marginal(x, 0.0).mean, 0.0).mean
     assert (often - wanted).abs().max() < 1e-4 < (once - wanted).abs().max()
     assert (wanted - x).abs().max() < 1e-2
-    assert reconstruction(model, x) == pytest.approx((once - x).square().mean().sqrt().item(), rel=1e-6)
+    assert reconstruction_error(model, x) == pytest.approx((once - x).square().mean().sqrt().item(), rel=1e-6)
 
 
 def test_a_chain_that_starts_clean_is_inverted_too():
@@ -169,7 +177,7 @@ def test_a_chain_that_starts_clean_is_inverted_too():
     model = gaussian_diffusion(schedule=VariancePreservingSchedule(), timesteps=100)
     assert model.starts_clean
     x = 0.5 * normal(50, 3, dtype=torch.float64)
-    assert reconstruction(model, x) < 0.05
+    assert reconstruction_error(model, x) < 0.05
     assert abs(encode(model, x).var().item() - 1) < 4 * math.sqrt(2 / 150)
 
 
@@ -189,7 +197,7 @@ def test_linear_inversion_recovers_x_and_z():
     z = normal(20, 2, seed=3)
     x = z @ weight.T
     found = invert(gan, x, steps=300)
-    assert torch.allclose(found, z, atol=5e-3) and reconstruction(gan, x, steps=300) < 5e-3
+    assert torch.allclose(found, z, atol=5e-3) and reconstruction_error(gan, x, steps=300) < 5e-3
     torch.manual_seed(123)
     assert torch.equal(found, invert(gan, x, steps=300)), "a function of its own seed"
     # Out of the generator's range, the nearest that it makes.
@@ -264,7 +272,7 @@ def test_a_sample_of_a_denoising_gan_is_found_again():
     model = denoising_gan()
     x = model.sample(4, generator=torch.Generator().manual_seed(2))
     start = decode(model, invert(model, x, steps=1, lr=1e-6)).detach()
-    assert reconstruction(model, x, steps=200) < 0.2 * (start - x).square().mean().sqrt()
+    assert reconstruction_error(model, x, steps=200) < 0.2 * (start - x).square().mean().sqrt()
 
 
 def test_who_cannot_be_inverted_or_encoded_is_refused():
@@ -301,7 +309,7 @@ def test_noise_goes_on_an_arc_and_means_in_a_line():
         middle = interpolate(model, a, b, 3)[:, 1]
         # χ² of 1000 has a relative deviation of √(2/1000), and a·b one of √(1/1000): four of both.
         assert (middle.square().sum(1) / square - 1).abs().max() < 4 * math.sqrt(3 / 1000)
-    with pytest.raises(ValueError, match="steps at least 2"):
+    with pytest.raises(ValueError, match="steps be at least 2"):
         interpolate(vae, a, b, 1)
 
 
@@ -344,15 +352,15 @@ def test_smoothness_of_a_line_and_of_a_jump():
 def test_a_probe_of_labels_themselves():
     y = torch.arange(200) % 4
     z = nn.functional.one_hot(y, 4).float()
-    assert probe(z[:100], y[:100], z[100:], y[100:]) == 1
+    assert linear_probe(z[:100], y[:100], z[100:], y[100:]) == 1
     # Standardized, so that neither units nor a shift matter.
-    assert probe(1e-6 * z[:100] + 3, y[:100], 1e-6 * z[100:] + 3, y[100:]) == 1
+    assert linear_probe(1e-6 * z[:100] + 3, y[:100], 1e-6 * z[100:] + 3, y[100:]) == 1
 
 
 def test_a_probe_of_noise_is_at_chance():
     """Of four even classes ¼, with a standard error of √(¼ ¾/2000) of held-out ones."""
     z, y = normal(3000, 8), torch.arange(3000) % 4
-    assert abs(probe(z[:1000], y[:1000], z[1000:], y[1000:]) - 0.25) < 4 * math.sqrt(0.1875 / 2000)
+    assert abs(linear_probe(z[:1000], y[:1000], z[1000:], y[1000:]) - 0.25) < 4 * math.sqrt(0.1875 / 2000)
 
 
 def test_a_probe_of_factors():
@@ -361,11 +369,11 @@ def test_a_probe_of_factors():
     weight = torch.linalg.qr(normal(4, 4, seed=1, dtype=torch.float64)).Q[:2]
     clean = z @ weight.T
     y = clean + normal(6000, 2, seed=2, dtype=torch.float64)
-    assert probe(z[:3000], clean[:3000], z[3000:], clean[3000:]) > 0.9999
+    assert linear_probe(z[:3000], clean[:3000], z[3000:], clean[3000:]) > 0.9999
     # R² of n = 3000 has a standard error of about 2 √(R² (1 - R²)²/n) = .013.
-    assert probe(z[:3000], y[:3000], z[3000:], y[3000:]) == pytest.approx(0.5, abs=0.05)
+    assert linear_probe(z[:3000], y[:3000], z[3000:], y[3000:]) == pytest.approx(0.5, abs=0.05)
     noise = normal(6000, seed=4)
-    assert abs(probe(z[:3000], noise[:3000], z[3000:], noise[3000:])) < 0.01
+    assert abs(linear_probe(z[:3000], noise[:3000], z[3000:], noise[3000:])) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -375,12 +383,12 @@ def test_a_probe_of_factors():
         (torch.zeros(4, 2), torch.arange(4), torch.zeros(4, 3), r"\(4, 2\) and \(4, 3\)"),
         (torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), torch.zeros(4, 2), "two classes"),
         (torch.full((4, 2), math.nan), torch.arange(4), torch.zeros(4, 2), "finite"),
-        (torch.zeros(4, 2), torch.arange(8).view(4, 2), torch.zeros(4, 2), "two classes at least; got shape"),
+        (torch.zeros(4, 2), torch.arange(8).view(4, 2), torch.zeros(4, 2), "at least two classes; got shape"),
     ],
 )
 def test_a_probe_of_what_does_not_fit_is_refused(z, y, more, said):
     with pytest.raises(ValueError, match=said):
-        probe(z, y, more, y)
+        linear_probe(z, y, more, y)
 
 
 @pytest.mark.parametrize("dead", [0, 1, 3])

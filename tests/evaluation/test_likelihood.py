@@ -171,7 +171,7 @@ def test_they_serve_discrete_levels_and_likelihood_too():
     for found in (plain, quiet):
         error = 2 * math.hypot(found["nats_per_dim_standard_error"], every["nats_per_dim_standard_error"])
         assert found["nats"] == pytest.approx(every["nats"], abs=4 * error)
-    with pytest.raises(TypeError, match="importance_times are of a Diffusion; got StandardNormal"):
+    with pytest.raises(TypeError, match="importance_times needs a Diffusion; got StandardNormal"):
         likelihood(StandardNormal(2), x, importance_times=True)
 
 
@@ -185,7 +185,7 @@ def test_implicit_models_are_refused_and_told_what_to_use():
     for model in (gan, bare):
         name = type(model).__name__
         with pytest.raises(
-            TypeError, match=f"{name} is an implicit model: .*no likelihood.* score its samples instead"
+            TypeError, match=f"{name} is an implicit model: .*no likelihood.* measure its samples instead"
         ):
             likelihood(model, x)
 
@@ -194,7 +194,7 @@ def test_implicit_models_are_refused_and_told_what_to_use():
             nn.Module.__init__(self)
             self.second = gan
 
-    with pytest.raises(TypeError, match="Latent cannot be scored: its second stage cannot. GAN is an implicit model"):
+    with pytest.raises(TypeError, match="Latent has no likelihood, .* GAN is an implicit model"):
         likelihood(Latent(), x)
 
 
@@ -224,7 +224,7 @@ def test_what_is_not_finite_is_no_x_of_a_density():
     ({"importance_samples": -1}, ValueError, "importance_samples at least 0; got 1, 512 and -1"),
     ({"dequantization": "none"}, ValueError, "dequantization must be 'uniform' or 'encoder'; got 'none'"),
     ({"bound": False}, ValueError, "nothing to measure"),
-    ({"per_level": True}, ValueError, "per_level needs every_level and a diffusion"),
+    ({"per_level": True}, ValueError, "per_level needs every_level=True"),
     ({"flow": {}}, TypeError, "flow needs a Diffusion, or a VAE whose prior is one; got StandardNormal"),
 ])  # fmt: skip
 def test_settings_are_refused_by_name(settings, error, message):

@@ -8,9 +8,9 @@ from answers import Draws
 from torch import nn
 
 from hybrids.data import Data, Mixture, digits, load_data
-from hybrids.evaluation.figures import about, mean_of, proportion_interval, resampled
+from hybrids.evaluation.measurements import bootstrap_deviation, interval_about, mean_of, proportion_interval
 from hybrids.evaluation.metrics import METRICS, measure, measured_real, measured_samples
-from hybrids.evaluation.samples.bench import AT_EQUAL_NUMBERS, plug_in_kl
+from hybrids.evaluation.sample_metrics import AT_EQUAL_NUMBERS, plug_in_kl
 from hybrids.evaluation.samples.distances import kernel, kernel_interval
 from hybrids.evaluation.samples.features import Pixels
 from hybrids.evaluation.samples.reference import reference
@@ -137,12 +137,12 @@ def test_samples_that_are_there_are_taken(points):
     ("metrics", "samples", "why"),
     [
         (["frechett"], 100, "metric 'frechett' is not known; did you mean frechet?"),
-        (["high_frequency"], 100, "none of the metrics can be had: high_frequency: 25-gaussians holds no images"),
-        (["frechet"], 15, "none of the metrics can be had: frechet: it needs at least 16 samples; got 15"),
-        (["confidence"], 100, "confidence: .*reads digits"),
-        (["bits_per_dim"], 100, "none of the metrics can be had: bits_per_dim: Draws"),
-        (["probe"], 100, "can be had: probe"),
-        (["fid"], 100, "can be had: fid"),
+        (["high_frequency"], 100, "none of the metrics has a value: high_frequency: it needs images"),
+        (["frechet"], 15, "none of the metrics has a value: frechet: it needs at least 16 samples; got 15"),
+        (["confidence"], 100, "confidence: .*classifier is of digits"),
+        (["bits_per_dim"], 100, "none of the metrics has a value: bits_per_dim: Draws"),
+        (["probe"], 100, "has a value: probe"),
+        (["fid"], 100, "has a value: fid"),
     ],
 )
 def test_what_was_asked_for_and_cannot_be_had_is_refused(points, metrics, samples, why):
@@ -159,13 +159,13 @@ def test_samples_that_are_none_are_refused(points):
 
 def test_halves_of_too_few_examples_are_not_compared():
     x = torch.randn(31, 2)
-    with pytest.raises(ValueError, match="few has 31 examples; halves of at least 16 are compared"):
+    with pytest.raises(ValueError, match="few has 31 training examples; at least 32 are needed for two halves"):
         measure(None, Data("few", (2,), x=x), CPU, metrics=["frechet"], x=x)
 
 
 def test_data_without_examples_leaves_what_needs_none(points):
     bare = Data.from_card(points.card())
-    with pytest.raises(ValueError, match="can be had: frechet"):
+    with pytest.raises(ValueError, match="has a value: frechet"):
         figures(points.density.sample, bare, ["frechet"])
     assert "frechet" not in figures(points.density.sample, bare, None, 50)
 
@@ -194,9 +194,9 @@ def test_intervals_are_those_of_the_mean():
     found = mean_of(values, floor=0.5, scale=2.0)
     assert found.value == pytest.approx(2 * values.mean().item()) and found.floor == 0.5
     assert found.high - found.low == pytest.approx(4 * 1.959964 / math.sqrt(4000), rel=0.05)
-    spread = resampled(values, lambda v: v.mean().item(), repeats=200)
+    spread = bootstrap_deviation(values, lambda v: v.mean().item(), repeats=200)
     assert spread == pytest.approx(1 / math.sqrt(4000), rel=0.25)  # a deviation of 200 draws is known within 5%
-    assert about(0.1, 1.0, least=0.0).low == 0.0
+    assert interval_about(0.1, 1.0, least=0.0).low == 0.0
 
 
 def badness(name, figure):
@@ -243,7 +243,7 @@ def test_a_kernel_distance_has_the_interval_of_its_variance_whatever_the_number(
     """Of 4000 examples subsets are of 1000; of 500 there is one, which is all of them."""
     x = points.density.sample(4000, torch.Generator().manual_seed(3)).float()
     found, few = (measured_samples(part, points, CPU, metrics=["kernel"])["kernel"] for part in (x, x[:500]))
-    value, *variance = kernel(reference(points, 4000, Pixels((2,))).seen, x, 20)
+    value, *variance = kernel(reference(points, 4000, Pixels((2,))).embeddings, x, 20)
     assert found.value == value and (found.low, found.high) == kernel_interval(value, *variance)
     assert 0 < found.high - found.low < 0.5 * (few.high - few.low)
     assert 0 < found.floor_spread < 0.5 * few.floor_spread and abs(few.floor) < few.floor_spread

@@ -187,7 +187,7 @@ def test_the_study_writes_its_table_and_keeps_what_it_has(run, monkeypatch, tmp_
         math.isfinite(row[key]) for row in rows for key in ("energy_distance", "sliced_wasserstein", "confidence")
     )
     assert (out / "samplers.md").read_text().count("\n") == 7 and (out / "samplers.png").stat().st_size > 1000
-    monkeypatch.setattr(study, "draw", lambda *_, **__: pytest.fail("drawn twice"))
+    monkeypatch.setattr(study, "draw_samples", lambda *_, **__: pytest.fail("drawn twice"))
     study.main()
     assert json.loads((out / "samplers.json").read_text())["rows"] == rows
 

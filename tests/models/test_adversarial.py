@@ -304,7 +304,7 @@ def game_of(backbone, discriminator=None, shape=D, latent=Z):
 @pytest.mark.parametrize("ask, message", [
     (lambda: fitting(timesteps=0), "timesteps must be at least 1; got 0"),
     (lambda: fitting(latent=0), "latent must be at least 1, or None for a generator without z; got 0"),
-    (lambda: fitting(schedule=LogSNRLinearSchedule()), "LogSNRLinearSchedule with noise at t = 0.*starts clean"),
+    (lambda: fitting(schedule=LogSNRLinearSchedule()), "without noise at t = 0.*got a LogSNRLinearSchedule"),
     (lambda: fitting(variance="large"), "variance 'small', that of .*; got 'large'"),
     (lambda: fitting(timed=False),
      r"D\(x, given, t\), timesteps=4; its MLPDiscriminator does not fit: t must be None"),
@@ -316,10 +316,10 @@ def game_of(backbone, discriminator=None, shape=D, latent=Z):
     (lambda: game_of(Stochastic(MLP(D, 8, 1), Z), latent=None), "z must be"),
     (lambda: game_of(MLP(D, 8, 1)), "unexpected keyword argument 'z'"),
     (lambda: game_of(UNet((1, 8, 8), 4, self_condition=True), shape=(1, 8, 8), latent=None),
-     "denoiser must not be self-conditioned"),
+     "denoiser must have self_condition=False"),
     (lambda: game_of(Stochastic(UNet((1, 8, 8), 4), Z), PatchDiscriminator(1, 4), (1, 8, 8)),
      "PatchDiscriminator does not fit: t must be None"),
-    (lambda: VAE(MLPEncoder(4, D, 8), nn.Identity(), model()), "AdversarialDiffusion is implicit: it cannot score z"),
+    (lambda: VAE(MLPEncoder(4, D, 8), nn.Identity(), model()), "AdversarialDiffusion is implicit: it has no nll"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_when_it_is_built(ask, message):
     with pytest.raises(ValueError, match=message):

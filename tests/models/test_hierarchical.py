@@ -266,11 +266,11 @@ def test_free_bits_hold_for_each_level():
 @pytest.mark.parametrize("ask, message", [
     (lambda: images(beta=-1.0), "beta and free_bits must not be negative; got"),
     (lambda: images(free_bits=-0.1), "beta and free_bits must not be negative; got"),
-    (lambda: HierarchicalVAE([], nn.Identity()), "ladder must hold levels, which offer posterior and prior; got none"),
+    (lambda: HierarchicalVAE([], nn.Identity()), "ladder must hold levels that offer posterior and prior; got none"),
     (lambda: HierarchicalVAE([nn.Linear(2, 2)], nn.Identity()),
-     "ladder must hold levels, which offer posterior and prior; got Linear"),
+     "ladder must hold levels that offer posterior and prior; got Linear"),
     (lambda: HierarchicalVAE(dense_ladder(2, 2, 4, 8), nn.Identity()),
-     r"its levels; give HierarchicalVAE\(ladder.levels, decoder, ladder.encoder\)"),
+     r"the levels; got a Ladder: give HierarchicalVAE\(ladder.levels, decoder, ladder.encoder\)"),
     (lambda: HierarchicalVAE.from_diffusion(diffusion(timesteps=None)),
      "continuous time has no chain of levels; timesteps=None"),
 ])  # fmt: skip

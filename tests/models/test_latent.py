@@ -29,7 +29,7 @@ from components.text import Captioned, CharacterEncoder, digit_names
 from hybrids import GAN, Autoencoder, Critic, Diffusion, LatentModel, Player, StandardNormal, Terms, experiment, train
 from hybrids.data import Data, load_data
 from hybrids.experiment import Stage, load_recipe
-from hybrids.models.cache import draw_latents, latents, mean_and_std
+from hybrids.models.cache import draw_latents, encode_data, mean_and_std
 
 IMAGE, MAP = (1, 8, 8), (2, 4, 4)
 
@@ -141,7 +141,7 @@ def test_the_critic_has_no_weight_and_costs_nothing_before_its_start():
     assert weights[:3] == [0.0] * 3 and weights[3:] == pytest.approx([full * k / 4 for k in (1, 2, 3, 4, 4)])
     # Its player learns meanwhile.
     assert model.judge(x, step=0).total.requires_grad
-    with pytest.raises(ValueError, match="needs loss"):
+    with pytest.raises(ValueError, match="need loss"):
         model.loss(x)
 
 
@@ -185,8 +185,8 @@ def test_mean_and_std_are_those_of_the_draws(shape, per_channel):
 def test_cached_latents_come_in_the_order_of_the_data():
     """Batch for batch what encoding the images would give, with their labels, on any rank; nothing random."""
     data, model = few(40), autoencoder().eval()
-    stored = latents(data, model.posterior, batch_size=7)
-    again = latents(data, model.posterior, batch_size=40)
+    stored = encode_data(data, model.posterior, batch_size=7)
+    again = encode_data(data, model.posterior, batch_size=40)
     torch.testing.assert_close(stored.x, again.x)
     for rank in (0, 1):
         plain, cached = (iter(d.batches(6, 3, rank, 2, labels=True)) for d in (data, stored))
@@ -223,20 +223,20 @@ def test_images_that_are_too_many_for_memory_are_decoded_once():
 
     stream = Data("many", IMAGE, 10, whole.grey_levels, labels=whole.labels, stream=Images())
     assert torch.equal(
-        latents(stream, model.posterior, batch_size=8).x, latents(whole, model.posterior, batch_size=8).x
+        encode_data(stream, model.posterior, batch_size=8).x, encode_data(whole, model.posterior, batch_size=8).x
     )
     assert seen == 3 * [{"x.png": "broken"}]
 
 
 def test_what_cannot_be_cached():
     model = LatentModel(autoencoder(), flow())
-    with pytest.raises(ValueError, match="'digits' has no examples here"):
+    with pytest.raises(ValueError, match="of 'digits' only the shape is known"):
         model.cache(Data("digits", IMAGE, 10, 17))
     nn.init.zeros_(model.first.encoder.last.weight)
     with torch.no_grad():
         model.first.encoder.last.bias.fill_(-30.0)
     model.first.bottleneck = FSQ((5, 5))
-    with pytest.raises(ValueError, match="latents must vary; channel 0 is the same for all examples"):
+    with pytest.raises(ValueError, match="latents must vary; channel 0 is constant over all examples"):
         model.cache(few())
 
 
@@ -333,32 +333,32 @@ def mixed():
 
 
 LATENT, NO_BATCH = (
-    r"Autoencoder makes latents \(2, 4, 4\), which ",
+    r"model of Autoencoder's latents \(2, 4, 4\); ",
     r"latents \(2, 4, 4\); got shape .*: train on model.cache",
 )
 
 
 @pytest.mark.parametrize("ask, message", [
     # latents of another shape, when the model is built, naming both sides
-    (lambda: LatentModel(autoencoder(), flow((4, 4, 4))), LATENT + r"Diffusion does not make: .*\(4, 4, 4\)"),
-    (lambda: LatentModel(autoencoder(), mixed()), LATENT + "Diffusion does not take: x_t .*4, 4, 4"),
+    (lambda: LatentModel(autoencoder(), flow((4, 4, 4))), LATENT + r"Diffusion has samples \(4, 4, 4\)"),
+    (lambda: LatentModel(autoencoder(), mixed()), LATENT + "Diffusion does not take them: x_t .*4, 4, 4"),
     (lambda: LatentModel(autoencoder(), nn.Linear(2, 2)),
-     "which Linear cannot be a second stage of: it has no loss and no sample"),
-    (lambda: LatentModel(of_vectors(), gan_of_vectors()), r"Autoencoder makes latents \(2,\), which GAN .*\(7,\)"),
+     "Linear has no loss and no sample"),
+    (lambda: LatentModel(of_vectors(), gan_of_vectors()), r"Autoencoder's latents \(2,\); GAN .*\(7,\)"),
     # images in the place of cached latents
     *[(lambda shape=shape: LatentModel(autoencoder(), flow()).latent_loss(torch.zeros(8, *shape)), NO_BATCH)
       for shape in (IMAGE, (3, 8, 8), (2, 2, 4, 5))],
     # scores
-    (lambda: scored()[0].nll(images(), scored()[1]), "a latent model as a VAE takes no cond; got one"),
-    (lambda: scored()[0].sample(8, scored()[1]), "a latent model as a VAE takes no cond; got one"),
+    (lambda: scored()[0].nll(images(), scored()[1]), "cond must be None for"),
+    (lambda: scored()[0].sample(8, scored()[1]), "cond must be None for"),
     (lambda: LatentModel(autoencoder(bottleneck=VQ(8, 2)), flow()).vae(), "VQ gives codes"),
     # options of the first stage that do not go together
-    (lambda: autoencoder(bottleneck=VQ(8, 3)), r"latents \(2, 4, 4\) of 2 channels, but VQ rounds 3"),
+    (lambda: autoencoder(bottleneck=VQ(8, 3)), r"2 channels of .* latents \(2, 4, 4\); VQ has 3"),
     (lambda: Autoencoder(ResidualEncoder(IMAGE, MAP, 8, (1, 1)),
                          ResidualDecoder((3, 4, 4), IMAGE, NormalHead(1.0), 8, (1, 1))),
-     r"the encoder makes latents \(2, 4, 4\), but ResidualDecoder takes \(3, 4, 4\)"),
+     r"latents \(2, 4, 4\); ResidualDecoder takes \(3, 4, 4\)"),
     (lambda: autoencoder(bottleneck=FSQ((5, 5)), beta=0.1),
-     "beta weighs the KL, and must not be negative; got 0.1 with a FSQ bottleneck"),
+     "beta is the weight of the KL: .* got 0.1 with a FSQ bottleneck"),
     (lambda: autoencoder(reconstruction="l3"), "one of likelihood, l1, l2; got 'l3'"),
     (lambda: autoencoder(critic=critic(), critic_weight=-0.5), "must not be negative; got 1.0, -0.5, 0 and 0"),
     (lambda: autoencoder().judge(images()), "judge needs a critic"),

@@ -51,9 +51,9 @@ GAME = GAN(nn.Linear(2, 2), Critic(nn.Linear(2, 1), lambda *logits: None), 2)
     (lambda: importance_weighted(StandardNormal(2), X, samples=0), ValueError, "samples and rows must be at least 1"),
     (lambda: importance_weighted(StandardNormal(2), X, samples=1, rows=0), ValueError,
      "samples and rows must be at least 1"),
-    (lambda: GAME.log_prob(X), TypeError, "GAN is an implicit model: .* score its samples instead, with coverage"),
+    (lambda: GAME.log_prob(X), TypeError, "GAN is an implicit model: .* measure its samples instead, by coverage"),
     (lambda: AdversarialDiffusion.__new__(AdversarialDiffusion).log_prob(X), TypeError,
-     "AdversarialDiffusion is an implicit model: .* score its samples instead, with coverage"),
+     "AdversarialDiffusion is an implicit model: .* measure its samples instead, by coverage"),
 ])  # fmt: skip
 def test_what_has_no_weight_or_density_is_refused_by_name(ask, error, message):
     with pytest.raises(error, match=message):

@@ -186,7 +186,7 @@ def unlabelled_prior():
 
 @pytest.mark.parametrize("ask, message", [
     (lambda: small(prior=GAN(nn.Identity(), Critic(nn.Identity(), non_saturating), 3)),
-     "prior must offer nll and sample; GAN is implicit: it cannot score z"),
+     "prior must offer nll and sample; GAN is implicit: it has no nll"),
     (lambda: small(beta=-1.0), "beta and free_bits must not be negative; got"),
     (lambda: small(free_bits=-0.1), "beta and free_bits must not be negative; got"),
     (lambda: small(prior=best(), free_bits=0.1).loss(torch.randn(8, 6)),

@@ -1,7 +1,7 @@
-"""An energy model p(x) ∝ exp(-E(x)): it sees real x and the samples of its own short Langevin chains.
+"""An energy-based model p(x) ∝ exp(-E(x)), trained on real x and on samples of short Langevin chains.
 
-E rises on samples and falls on data (Du & Mordatch 2019, 1903.08689, eq. 5); chains start from noise and are short, and
-samples are their ends (Nijkamp 2019, 1904.09770).
+Training raises E on samples and lowers it on data (Du & Mordatch 2019, 1903.08689, eq. 5); the chains start from noise,
+and samples are their ends (Nijkamp 2019, 1904.09770).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hybrids.experiment import Stage, setting
 
 
 class EnergyModel(nn.Module):
-    """A model that no class of hybrids knows: it samples, and its hidden layer is what it encodes."""
+    """A model that is none of hybrids.models: it offers loss, sample, encode (its hidden layer) and networks."""
 
     def __init__(self, shape: tuple[int, ...], width: int, chain: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from energy import EnergyModel
 from things import rings, saturation
 
 from hybrids.data import load_data
-from hybrids.evaluation import Figure, Metric, measure
+from hybrids.evaluation import Measurement, Metric, measure
 from hybrids.evaluation.metrics import METRICS, check_range, metric_of
 from hybrids.experiment import Refusal, parse
 from hybrids.experiment.settings import Settings
@@ -88,11 +88,11 @@ def test_an_own_metric_is_registered_by_passing_it():
     assert list(found) == ["precision", "saturation"] and not found.missing
     x = data.decode(data.x[:32])
     ours = Metric("mean", "quality", "real", says="Mean.", function=lambda fake, real, features: fake.mean())
-    whole = Metric("whole", function=lambda fake, real, features: Figure(features(fake).shape[1], low=0.0, high=1.0))
+    whole = Metric("whole", function=lambda fake, _, features: Measurement(features(fake).shape[1], low=0.0, high=1.0))
     found = measure(None, data, CPU, metrics=[ours, whole], x=x, features="pixels")
     assert found["mean"].value == pytest.approx(x.mean().item()) and found["whole"].high == 1.0
     assert found["whole"].value == 64, "pixels are the features here"
-    assert metric_of(saturation).says == "Share of numbers at an end of [-1, 1], over that of real examples."
+    assert metric_of(saturation).says == "Share of values at an end of [-1, 1], over that of real examples."
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_an_own_metric_is_registered_by_passing_it():
         ([f"{HERE / 'things.py'}:ringz"], "has no ringz"),
         ([3], "a name, a Metric or a function; got int"),
         ("frechet", "must be a list of names"),
-        ([Metric("frechet", function=saturation)], "needs a new name"),
-        ([Metric("mine")], "needs function="),
+        ([Metric("frechet", function=saturation)], "must be new"),
+        ([Metric("mine")], "give function="),
         ([Metric("mine", better="up", function=saturation)], "better must be one of"),
         (
             [Metric("mine", function=lambda *_: "much")],
-            "mine: its function must return a finite number or a Figure; got 'much'",
+            "mine: its function must return a finite number or a Measurement; got 'much'",
         ),
         ([Metric("mine", function=lambda *_: float("nan"))], "mine: its function must return a finite number"),
         ([saturation, Metric("saturation", function=lambda *_: 1.0)], "two metrics are called saturation"),
-        (["smoothness", "nats"], "none of the metrics can be had: smoothness: EnergyModel offers no decode"),
+        (["smoothness", "nats"], "none of the metrics has a value: smoothness: EnergyModel offers no decode"),
     ],
 )
 def test_metrics_that_are_none_are_refused(metrics, why):

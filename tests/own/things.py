@@ -1,4 +1,4 @@
-"""A data set and a metric of one's own, named on a command line as things.py:rings and things.py:saturation."""
+"""A data set and a metric, given on a command line as things.py:rings and things.py:saturation."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from hybrids.data import Data
 
 
 def rings() -> Data:
-    """300 bright rings of 8 × 8 pixels, of one of three sizes, which is their label."""
+    """Return 300 images of bright rings, 8 × 8 pixels; the label is one of three sizes."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
     y, x = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
@@ -23,6 +23,6 @@ def rings() -> Data:
 
 
 def saturation(samples: Tensor, real: Tensor, features) -> float:
-    """Share of numbers at an end of [-1, 1], over that of real examples."""
+    """Share of values at an end of [-1, 1], over that of real examples."""
     share = [(x.abs() > 0.99).double().mean().item() for x in (samples, real)]
     return share[0] / max(share[1], 1e-9)

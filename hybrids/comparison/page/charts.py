@@ -1,4 +1,4 @@
-"""Charts of a report: the axes, quality against sampling steps and training time, coverage against sharpness."""
+"""Charts of a report: one panel for each axis, quality over evaluations and training time, coverage over sharpness."""
 
 import io
 import math
@@ -15,10 +15,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .columns import AXES, Cell, Column, Floor, common_floor, finite, headlines, number, plus_minus
 
-__all__ = ["INK", "Picture", "draw_charts", "figure", "literal", "png"]
+__all__ = ["INK", "Chart", "literal", "new_figure", "plot_charts", "png"]
 
 INK, MUTED, LINE = "#1f2328", "#6b7280", "#e5e7eb"
-# Okabe and Ito's colours, which colour-blind readers tell apart, without yellow and black; two darker ones besides.
+# The colour-blind safe palette of Okabe & Ito (2008) without yellow and black, and two darker colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A51A3", "#7F6A3A")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _DASHED: Any = (0, (2, 2))
@@ -26,8 +26,8 @@ _ENDS = {"lower": "← better", "higher": "better →", "real": "nearest to real
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn figure: its file name, the PNG, the caption, the text for those who cannot see it, and its width."""
+class Chart:
+    """A rendered figure: file name, PNG, caption, alternative text, and width in pixels."""
 
     name: str
     png: bytes
@@ -36,17 +36,17 @@ class Picture:
     width: int
 
 
-def draw_charts(report: Mapping, every: Sequence[Column]) -> list[Picture]:
-    """Draw all charts that the report has numbers for; the same numbers give the same bytes."""
+def plot_charts(report: Mapping, every: Sequence[Column]) -> list[Chart]:
+    """Plot all charts for which the report has numbers; the same numbers give the same bytes."""
     titles = [recipe["title"] for recipe in report["recipes"]]
     chosen = headlines(every)
-    drawn = (
+    charts = (
         _axes(chosen, titles),
         _curves(
             report, every, "sampling.png", "evaluations_curve",
-            {"evaluations": "Network evaluations a sample", "samples_per_second": "Samples per second"}, 1.5,
-            "what a sample costs: network evaluations (left) and measured speed (right). Thick: mean over seeds; thin: "
-            "each seed; a lone marker: a model with one way to sample.",
+            {"evaluations": "Network evaluations per sample", "samples_per_second": "Samples per second"}, 1.5,
+            "the cost of a sample: network evaluations (left) and measured speed (right). Thick: mean over seeds; "
+            "thin: each seed; single marker: a model with one sampler only.",
         ),
         _curves(
             report, every, "training.png", "curve", {"seconds": "Training time (s)"}, 20,
@@ -54,22 +54,22 @@ def draw_charts(report: Mapping, every: Sequence[Column]) -> list[Picture]:
         ),
         _trade(chosen, titles),
     )  # fmt: skip
-    return [picture for picture in drawn if picture is not None]
+    return [chart for chart in charts if chart is not None]
 
 
-def _axes(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
-    """A panel for each axis with a row for each recipe."""
+def _axes(chosen: Sequence[Column], titles: Sequence[str]) -> Chart | None:
+    """Plot a panel for each axis with a row for each recipe."""
     if not chosen:
         return None
     across = min(4, len(chosen))
     down = math.ceil(len(chosen) / across)
-    drawn = figure(11 if across > 2 else 8, down * (1.05 + 0.27 * len(titles)) + 0.35)
-    grid = drawn.subplots(down, across, squeeze=False, sharey=True)
-    for axes, column in zip(grid.flat, chosen):
+    fig = new_figure(11 if across > 2 else 8, down * (1.05 + 0.27 * len(titles)) + 0.35)
+    panels = fig.subplots(down, across, squeeze=False, sharey=True)
+    for axes, column in zip(panels.flat, chosen):
         _dots(axes, column)
         axes.set_yticks(range(len(titles)), [literal(title) for title in titles])
         axes.tick_params(axis="y", labelcolor=INK)
-    for axes in grid.flat[len(chosen) :]:
+    for axes in panels.flat[len(chosen) :]:
         axes.set_axis_off()
     marks = {
         "mean": {"color": INK, "marker": "o", "markersize": 6, "linewidth": 0},
@@ -79,27 +79,27 @@ def _axes(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
         "noise floor": {"color": MUTED, "linewidth": 1.2, "linestyle": _DASHED},
     }
     handles = [Line2D([], [], **style) for style in marks.values()]
-    drawn.legend(handles, list(marks), loc="outside lower left", ncols=5, frameon=False, fontsize=8.5, labelcolor=INK)
+    fig.legend(handles, list(marks), loc="outside lower left", ncols=5, frameon=False, fontsize=8.5, labelcolor=INK)
     spread = any(floor is not None and floor.spread for floor in map(common_floor, chosen))
-    return _picture(
+    return _chart(
         "axes.png",
-        drawn,
-        "One measure for each axis, on its own scale; the words above a panel say which end is better. Where the panel "
-        "is of the worst seed, the large mark is that seed."
+        fig,
+        "One metric for each axis, on its own scale, with the better end in words above the panel. In a panel of the "
+        "worst seed the large mark is that seed."
         + (" Grey band: the standard deviation of the noise floor over random splits of real data." if spread else ""),
-        f"Dot plots of {len(chosen)} measures for {len(titles)} recipes; the first table has the numbers.",
+        f"Dot plots of {len(chosen)} metrics for {len(titles)} recipes; the first table has the numbers.",
     )
 
 
 def _dots(axes: Axes, column: Column) -> None:
-    """A row for each recipe: its interval as a line, its seeds small, their mean large."""
+    """Plot a row for each recipe: its interval as a line, its seeds as small marks, their mean as a large mark."""
     floor = common_floor(column)
     values = [v for cell in column.cells for v in (*cell.seeds, cell.value)]
     shown = [v for v in (*values, floor and floor.value, column.real.value) if finite(v)]
     logarithmic = _wide(shown, 30)
     for i, cell in enumerate(column.cells):
         if not finite(cell.value):
-            # A recipe without the number keeps its row, so that a gap is never taken for a zero.
+            # A recipe without the number has a row with a text, so that a gap is not read as zero.
             text = "not measured" if cell.value is None else "diverged"
             axes.text(0.02, i, text, transform=axes.get_yaxis_transform(), size=7.5, color=MUTED, va="center")
             continue
@@ -127,7 +127,7 @@ def _points(report: Mapping, key: str) -> list[Mapping]:
 
 
 def _metric_of_curves(report: Mapping, key: str, every: Sequence[Column]) -> Column | None:
-    """The metric that curves are drawn of: the headline of quality where they have it, else their first known one."""
+    """Return the metric of the curves: the headline of quality if they have it, else their first known metric."""
     points = _points(report, key)
     order = [*(c for c in headlines(every) if c.axis == "quality"), *(c for c in every if c.axis != "speed")]
     return next((c for c in order if any(finite(number(p.get(c.name))) for p in points)), None)
@@ -141,20 +141,24 @@ def _curves(
     across: Mapping[str, str],
     wide: float,
     caption: str,
-) -> Picture | None:
-    """Quality against each of `across` (name in the runs' curve `key`: label); recipes without a curve as one point.
+) -> Chart | None:
+    """Plot quality against each of `across`; recipes without a curve are one point.
 
-    Seeds are thin lines, their mean is a thick one with markers. wide: from which ratio on x is logarithmic.
+    Seeds are thin lines, their mean is a thick line with markers.
+    Arguments:
+        key: of the curves in a run's report.
+        across: {name in the points of a curve: axis label}.
+        wide: ratio of largest to smallest x from which the x-axis is logarithmic.
     """
     column = _metric_of_curves(report, key, every)
     if column is None:
         return None
-    drawn = figure(11 if len(across) > 1 else 9, 4.2 + max(0, len(report["recipes"]) - 12) * 0.2)
-    grid = drawn.subplots(1, len(across), squeeze=False, sharey=True)[0]
+    fig = new_figure(11 if len(across) > 1 else 9, 4.2 + max(0, len(report["recipes"]) - 12) * 0.2)
+    panels = fig.subplots(1, len(across), squeeze=False, sharey=True)[0]
     by_name = {c.name: c for c in every}
     floor = _floor(report, key, column.name)
     handles: dict[int, Any] = {}
-    for axes, (name, label) in zip(grid, across.items()):
+    for axes, (name, label) in zip(panels, across.items()):
         for i, recipe in enumerate(report["recipes"]):
             lines = [line for run in recipe["runs"] if (line := _line(run, key, name, column.name))]
             if not lines and name in by_name:
@@ -163,7 +167,7 @@ def _curves(
             for line in lines if len(lines) > 1 else ():
                 axes.plot(*zip(*line), color=_colour(i), linewidth=0.8, alpha=0.45)
             if lines:
-                # As far as all of them go; a gap in one is a gap in the mean.
+                # Up to the end of the shortest curve; a gap in one is a gap in the mean.
                 mean = [[sum(values) / len(values) for values in zip(*points)] for points in zip(*lines)]
                 style: Any = {"color": _colour(i), "marker": _marker(i), "markersize": 5, "linewidth": 1.8}
                 handles.setdefault(i, axes.plot(*zip(*mean), **style)[0])
@@ -177,39 +181,39 @@ def _curves(
             _floor_line(axes, floor, upright=False)
         axes.set_xlabel(label)
         _tidy(axes)
-    grid[0].set_ylabel(_named(column) + {"lower": " ↓", "higher": " ↑"}.get(column.better, ""))
-    _legend(drawn, handles, [recipe["title"] for recipe in report["recipes"]])
+    panels[0].set_ylabel(_named(column) + {"lower": " ↓", "higher": " ↑"}.get(column.better, ""))
+    _legend(fig, handles, [recipe["title"] for recipe in report["recipes"]])
     if floor is not None:
-        size = f"{report['curve_samples']:,} samples, as many as each point is measured on"
+        size = f"{report['curve_samples']:,} samples, as many as at each point"
         caption += f" Dashed: the noise floor ({plus_minus(*floor)}) of {size}."
     labels = " and ".join(across.values()).lower()
     alt = f"Lines of {column.label} against {labels}, one for each recipe."
-    return _picture(file, drawn, f"{column.label} against {caption}", alt)
+    return _chart(file, fig, f"{column.label} against {caption}", alt)
 
 
 def _line(run: Mapping, key: str, x: str, quality: str) -> list[tuple[float, float]]:
-    """A curve of a run, in order, its gaps as NaN; empty where it has nothing but gaps."""
+    """Return the points of a run's curve in order, gaps as NaN; an empty list where there are only gaps."""
     points = [(number(p.get(x)), number(p.get(quality))) for p in run.get(key) or ()]
     line = [(a, b if finite(b) else math.nan) for a, b in points if finite(a)]
     return sorted(line) if any(finite(b) for _, b in line) else []
 
 
 def _floor(report: Mapping, key: str, name: str) -> Floor | None:
-    """The noise floor of a metric that all points of curves share: that of as many samples as are drawn at each."""
+    """Return the noise floor at the number of samples of each point, if it is the same for all points of the curves."""
     parts = f"{name}_floor", f"{name}_floor_spread"
     floors = {tuple(number(point.get(part)) for part in parts) for point in _points(report, key)} - {(None, None)}
     value, spread = next(iter(floors)) if len(floors) == 1 else (None, None)
     return Floor(value, spread) if finite(value) else None
 
 
-def _trade(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
-    """Coverage against sharpness."""
+def _trade(chosen: Sequence[Column], titles: Sequence[str]) -> Chart | None:
+    """Plot coverage against sharpness."""
     by_axis = {column.axis: column for column in chosen}
     if not {"coverage", "sharpness"} <= by_axis.keys():
         return None
     x, y = by_axis["sharpness"], by_axis["coverage"]
-    drawn = figure(9, 4.6 + max(0, len(titles) - 12) * 0.2)
-    axes = drawn.subplots()
+    fig = new_figure(9, 4.6 + max(0, len(titles) - 12) * 0.2)
+    axes = fig.subplots()
     handles: dict[int, Any] = {}
     for i, (across, up) in enumerate(zip(x.cells, y.cells)):
         if (handle := _mark(axes, i, across, up)) is not None:
@@ -222,10 +226,10 @@ def _trade(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
     axes.set_ylabel(_named(y) + {"lower": " ↓", "higher": " ↑"}.get(y.better, ""))
     axes.margins(0.08)
     _tidy(axes)
-    _legend(drawn, handles, titles)
-    return _picture(
+    _legend(fig, handles, titles)
+    return _chart(
         "coverage-sharpness.png",
-        drawn,
+        fig,
         f"{y.label} against {x.label.lower()}. Large: mean over seeds with its 95% intervals; small: each seed. Grey "
         "lines: real data, which lie where they cross; dashed: noise floor.",
         f"Scatter of {y.label} against {x.label.lower()}, a point for each recipe.",
@@ -233,7 +237,7 @@ def _trade(chosen: Sequence[Column], titles: Sequence[str]) -> Picture | None:
 
 
 def _mark(axes: Axes, i: int, x: Cell, y: Cell) -> Any:
-    """Draw a recipe, if both its numbers are finite: its intervals as lines, its seeds small, their mean large."""
+    """Plot a recipe if both numbers are finite: intervals as lines, seeds as small marks, the mean as a large one."""
     if not (finite(x.value) and finite(y.value)):
         return None
     for ends in ((x.ends, (y.value, y.value)), ((x.value, x.value), y.ends)):
@@ -248,12 +252,12 @@ def _mark(axes: Axes, i: int, x: Cell, y: Cell) -> Any:
 
 
 def _colour(i: int) -> str:
-    """The colour of the report's i-th recipe, in every chart."""
+    """Return the colour of the report's i-th recipe in all charts."""
     return _COLOURS[i % len(_COLOURS)]
 
 
 def _marker(i: int) -> str:
-    """The recipe's marker: colour and marker together are its own among 64 recipes."""
+    """Return the marker of the i-th recipe: colour and marker together are unique among 64 recipes."""
     return _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
 
 
@@ -262,12 +266,12 @@ def _named(column: Column) -> str:
 
 
 def _wide(values: Sequence[float], ratio: float) -> bool:
-    """Whether values deserve a logarithmic axis: all positive, and so far apart."""
+    """Return whether values call for a logarithmic axis: all are positive and span at least `ratio`."""
     return bool(values) and min(values) > 0 and max(values) >= ratio * min(values)
 
 
 def _logarithmic(axes: Axes, which: str) -> None:
-    """Make an axis logarithmic with plain numbers; between decades too where there are few."""
+    """Make an axis logarithmic with plain numbers as labels, also between decades where there are few decades."""
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
@@ -279,7 +283,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
 
 
 def _lines_of_real(axes: Axes, column: Column, upright: bool, band: bool = False) -> None:
-    """Draw what real data have, and the floor, as lines across."""
+    """Plot the value of real data and the noise floor as lines."""
     floor, real = common_floor(column), column.real.value
     if finite(real):
         (axes.axvline if upright else axes.axhline)(real, color=MUTED, linewidth=1.2, zorder=1)
@@ -288,7 +292,7 @@ def _lines_of_real(axes: Axes, column: Column, upright: bool, band: bool = False
 
 
 def _floor_line(axes: Axes, floor: Floor, upright: bool) -> None:
-    """Draw a floor as a dashed line, its spread over splits as a band."""
+    """Plot a noise floor as a dashed line, ± its standard deviation over splits as a band."""
     if finite(floor.spread) and floor.spread > 0:
         ends = floor.value - floor.spread, floor.value + floor.spread
         (axes.axvspan if upright else axes.axhspan)(*ends, color=MUTED, alpha=0.15, linewidth=0, zorder=0.5)
@@ -296,7 +300,7 @@ def _floor_line(axes: Axes, floor: Floor, upright: bool) -> None:
 
 
 def _tidy(axes: Axes) -> None:
-    """Thin lines, small type, a quiet grid, no box."""
+    """Set the style of an axis: thin lines, small labels, a light grid, no box."""
     axes.grid(True, color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=MUTED, length=0, which="both")
@@ -307,36 +311,37 @@ def _tidy(axes: Axes) -> None:
         label.set(size=9, color=INK)
 
 
-def _legend(drawn: Figure, handles: Mapping[int, Any], titles: Sequence[str]) -> None:
-    """Name the recipes that are drawn, right of everything."""
+def _legend(fig: Figure, handles: Mapping[int, Any], titles: Sequence[str]) -> None:
+    """Add a legend of the plotted recipes on the right."""
     names = [literal(titles[i]) for i in handles]
     style: Any = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
-    drawn.legend(list(handles.values()), names, loc="outside right upper", **style)
+    fig.legend(list(handles.values()), names, loc="outside right upper", **style)
 
 
 def literal(text: str, length: int = 28) -> str:
-    """Return a name so that matplotlib shows it as it is: no formula between dollars, no underscore that hides it."""
+    """Return a name that matplotlib shows literally: dollars are no formula, a leading underscore does not hide it."""
     text = text if len(text) <= length else text[: length - 1] + "…"
     return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
-def figure(width: float, height: float, whole: bool = False) -> Figure:
-    """Make an empty figure of so many inches on white, which suits light and dark pages as a card.
+def new_figure(width: float, height: float, whole: bool = False) -> Figure:
+    """Return an empty figure of width × height inches on white, for light and dark pages.
 
-    whole: its only axes fill it, and nothing is laid out.
+    Arguments:
+        whole: without layout, for one axis that fills the figure.
     """
     layout = None if whole else ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
-    drawn = Figure(figsize=(width, height), dpi=150, facecolor="white", layout=layout)
-    FigureCanvasAgg(drawn)
-    return drawn
+    fig = Figure(figsize=(width, height), dpi=150, facecolor="white", layout=layout)
+    FigureCanvasAgg(fig)
+    return fig
 
 
-def png(drawn: Figure) -> bytes:
-    """Return the figure as PNG; the same bytes for the same figure."""
+def png(fig: Figure) -> bytes:
+    """Return a figure as PNG; the bytes are the same for the same figure."""
     content = io.BytesIO()
-    drawn.savefig(content, format="png", metadata={"Software": None})
+    fig.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()
 
 
-def _picture(name: str, drawn: Figure, caption: str, alt: str) -> Picture:
-    return Picture(name, png(drawn), caption, alt, round(drawn.get_figwidth() * 100))
+def _chart(name: str, fig: Figure, caption: str, alt: str) -> Chart:
+    return Chart(name, png(fig), caption, alt, round(fig.get_figwidth() * 100))

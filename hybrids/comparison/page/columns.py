@@ -1,4 +1,4 @@
-"""What a report's tables say: a column of cells for each metric, numbers rounded for readers, and the CSV rows."""
+"""The tables of a report: a column of cells for each metric, rounding of numbers, and the CSV file."""
 
 import csv
 import io
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean, mean
 from typing import NamedTuple, TypeGuard
 
-__all__ = ["AXES", "Cell", "Column", "Entry", "Floor", "Table", "common_floor", "csv_text", "finite", "headlines",
-           "integer", "interval", "label", "leader", "make_table", "number", "places", "plus_minus", "read_columns",
+__all__ = ["AXES", "Cell", "Column", "Entry", "Floor", "Table", "common_floor", "csv_text", "decimal_places", "finite",
+           "headlines", "integer", "interval", "label", "leader", "make_table", "number", "plus_minus", "read_columns",
            "rounded"]  # fmt: skip
 
 AXES = {
@@ -32,7 +32,7 @@ _LABELS = {
     "high_quality": "High-quality share",
     "log_density": "Log-density of samples",
     "confidence": "Classifier confidence",
-    "modes": "Modes found",
+    "modes": "Modes covered",
     "kl": "KL of modes",
     "nearest_train": "Nearest training example",
     "high_frequency": "High frequencies",
@@ -49,7 +49,7 @@ _LABELS = {
     "diverged": "Diverged runs",
     "spikes": "Gradient spikes",
 }
-"""Of the metrics whose name alone would not do; any other's label is its name."""
+"""Labels of metrics; the label of any other metric is its name."""
 
 _HEADLINES = {
     "quality": ("high_quality", "frechet", "wasserstein"),
@@ -66,7 +66,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 class Floor(NamedTuple):
-    """A noise floor, and its standard deviation over random splits of real data where it is known."""
+    """A noise floor, and its standard deviation over random splits of real data, or None."""
 
     value: float
     spread: float | None = None
@@ -74,10 +74,15 @@ class Floor(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a recipe, or why there is none.
+    """One number of a recipe, or the reason for its absence.
 
-    value: mean over the finished runs, not finite where it diverged; low, high: its 95% interval; seeds: the value of
-    each run; planned: how many runs there should be.
+    Arguments:
+        value: mean over the finished runs; not finite where one diverged.
+        floor: noise floor.
+        low, high: ends of the 95% interval.
+        seeds: the value of each run.
+        planned: number of planned runs.
+        why: the reason for a missing value.
     """
 
     value: float | None = None
@@ -90,12 +95,12 @@ class Cell:
 
     @property
     def lost(self) -> int:
-        """How many runs' numbers are not finite."""
+        """The number of runs whose value is not finite."""
         return sum(not math.isfinite(seed) for seed in self.seeds)
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """The interval, where it is known and finite."""
+        """The interval, if it is known and finite, else None."""
         return (self.low, self.high) if finite(self.low) and finite(self.high) else None
 
 
@@ -118,18 +123,18 @@ class Column:
 
     @property
     def count(self) -> bool:
-        """Whether all its numbers are whole."""
+        """Whether all numbers are integers."""
         values = [self.real.value, *(seed for cell in self.cells for seed in cell.seeds)]
         return all(value == int(value) for value in values if finite(value))
 
     @property
     def anchor(self) -> str:
-        """The id of its definition on the page."""
+        """The HTML id of its definition on the page."""
         return "metric-" + re.sub(r"[^\w.-]+", "-", self.name)
 
 
 class Entry(NamedTuple):
-    """A cell of a table as it is read: the number, small lines below it, `best`, `diverged` or `none`, and why none."""
+    """The text of a table cell: number, small lines below it, kind (`best`, `diverged`, `none` or empty), reason."""
 
     text: str
     small: list[str]
@@ -138,7 +143,7 @@ class Entry(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of numbers: columns, rows of real data by name, a row for each recipe, and why numbers are missing."""
+    """A table: columns, rows of real data by name, a row for each recipe, and the reasons for missing numbers."""
 
     caption: str
     columns: Sequence[Column]
@@ -148,7 +153,7 @@ class Table(NamedTuple):
 
 
 def read_columns(report: Mapping) -> list[Column]:
-    """Return every metric of the report in its order, with those that no recipe has; then the worst seed's quality."""
+    """Return a column for each metric of the report, in its order; with several seeds also the worst seed's quality."""
     recipes, planned = report["recipes"], len(report["seeds"])
     missing = report.get("real_missing") or {}
     every = [
@@ -167,32 +172,32 @@ def read_columns(report: Mapping) -> list[Column]:
 
 
 def label(name: str) -> str:
-    """Return what a metric is called on the page."""
+    """Return the label of a metric on the page."""
     return _LABELS.get(name) or name.replace("_", " ").capitalize()
 
 
 def number(value: float | str | None) -> float | None:
-    """Return a number of the report, where numbers that are not finite are texts: JSON has none."""
+    """Return a number of the report, in which numbers that are not finite are strings."""
     return None if value is None else float(value)
 
 
 def finite(value: float | None) -> TypeGuard[float]:
-    """Whether a number is there and is finite."""
+    """Return whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
-def _measured(figure: Mapping | None) -> Cell | None:
-    """A figure of the report as a cell; None where it has no value."""
-    if figure is None or figure.get("value") is None:
+def _measured(measurement: Mapping | None) -> Cell | None:
+    """Return a measurement of the report as a cell; None where it has no value."""
+    if measurement is None or measurement.get("value") is None:
         return None
-    value, floor, spread, low, high = (number(figure.get(part)) for part in _PARTS)
+    value, floor, spread, low, high = (number(measurement.get(part)) for part in _PARTS)
     return Cell(value, None if floor is None else Floor(floor, spread), low, high)
 
 
 def _cell(recipe: Mapping, name: str, planned: int) -> Cell:
-    """A recipe's number over its runs, or why it has none."""
-    figures = [_measured((run.get("figures") or {}).get(name)) for run in recipe["runs"]]
-    runs = [run for run in figures if run is not None]
+    """Return a recipe's number over its runs, or the reason for its absence."""
+    cells = [_measured((run.get("figures") or {}).get(name)) for run in recipe["runs"]]
+    runs = [run for run in cells if run is not None]
     seeds = tuple(run.value for run in runs if run.value is not None)
     summary = (recipe.get("summary") or {}).get(name) or {}
     value = number(summary.get("mean"))
@@ -202,18 +207,18 @@ def _cell(recipe: Mapping, name: str, planned: int) -> Cell:
         return Cell(why=_reason(recipe, name), planned=planned)
     floors = [run.floor for run in runs if run.floor is not None]
     spreads = [floor.spread for floor in floors if floor.spread is not None]
-    # `mean` is exact: of equal floors it is that floor to the last bit, so that recipes can share it.
+    # `mean` is exact: the mean of equal floors is equal to them, so that the column has a common floor.
     floor = Floor(mean(f.value for f in floors), mean(spreads) if spreads else None) if floors else None
-    # Over seeds where there are several; else over the examples of the only run.
+    # The interval over seeds where there are several, else over the examples of the only run.
     ends = (runs[0].low, runs[0].high) if len(runs) == 1 else (number(summary.get("low")), number(summary.get("high")))
     return Cell(value, floor, *ends, seeds or (value,), planned)
 
 
 def _reason(recipe: Mapping, name: str) -> str:
-    """Why a recipe has no such number, as the report says."""
+    """Return the report's reason for a missing number of a recipe."""
     for part in (recipe, *recipe["runs"]):
         missing = part.get("missing") or {}
-        # Of runs whose samples are not finite nothing is measured.
+        # "samples" is a reason for all metrics: the samples are not finite.
         if why := missing.get(name) or missing.get("samples"):
             return why
     if recipe["state"] in ("refused", "failed"):
@@ -222,13 +227,13 @@ def _reason(recipe: Mapping, name: str) -> str:
 
 
 def _worst(column: Column, recipes: Sequence[Mapping]) -> Column:
-    """The worst seed of a metric: one bad run shows here, where a mean hides it."""
+    """Return a column of the worst seed of a metric, which the mean can hide."""
     cells = []
     for cell, recipe in zip(column.cells, recipes):
-        # Nothing is worse than a seed that diverged.
+        # A seed that diverged is the worst.
         worst = math.nan if cell.lost else number(((recipe.get("summary") or {}).get(column.name) or {}).get("worst"))
         several = len(cell.seeds) > 1 and worst is not None
-        why = cell.why or "takes two finished runs at least"
+        why = cell.why or "needs at least two finished runs"
         cells.append(replace(cell, value=worst, low=None, high=None) if several else Cell(why=why))
     return replace(
         column,
@@ -242,7 +247,7 @@ def _worst(column: Column, recipes: Sequence[Mapping]) -> Column:
 
 
 def headlines(every: Sequence[Column]) -> list[Column]:
-    """Return one metric an axis, for the first table and the charts: the best known one that some recipe has."""
+    """Return one metric of each axis, for the first table and the charts: the first of _HEADLINES that was measured."""
     chosen = []
     for axis in dict.fromkeys((*AXES, *(column.axis for column in every))):
         here = {column.name: column for column in every if column.axis == axis and column.measured}
@@ -253,13 +258,13 @@ def headlines(every: Sequence[Column]) -> list[Column]:
 
 
 def common_floor(column: Column) -> Floor | None:
-    """Return the floor that all recipes share, else that of real data, of which there may be fewer than samples."""
+    """Return the floor that all recipes have in common, else that of real data (perhaps of fewer examples)."""
     floors = {cell.floor for cell in column.cells} - {None}
     return next(iter(floors)) if len(floors) == 1 else column.real.floor
 
 
 def _badness(column: Column, cell: Cell) -> tuple[float, float, float] | None:
-    """A cell's value and interval on a scale where less is better; None without an interval or a direction."""
+    """Return a cell's value and interval on a scale where lower is better; None without an interval or a direction."""
     value = cell.value
     if cell.ends is None or not finite(value):
         return None
@@ -276,9 +281,9 @@ def _badness(column: Column, cell: Cell) -> tuple[float, float, float] | None:
 
 
 def leader(column: Column) -> int | None:
-    """Return the recipe whose interval is better than, and apart from, that of every other; None where it is open.
+    """Return the index of the recipe whose interval is better than, and disjoint from, that of every other, or None.
 
-    Recipes that diverged, be it in one seed, are beaten by any; one without an interval leaves it open.
+    Recipes with a diverged seed are not considered; a recipe without an interval makes the result None.
     """
     rivals = {i: _badness(column, cell) for i, cell in enumerate(column.cells) if finite(cell.value) and not cell.lost}
     known = {i: rival for i, rival in rivals.items() if rival is not None}
@@ -289,9 +294,9 @@ def leader(column: Column) -> int | None:
 
 
 def make_table(caption: str, chosen: Sequence[Column]) -> Table:
-    """Return the columns as a table: real data, their noise floor, the recipes, and why numbers are missing.
+    """Return the columns as a table: real data, their noise floor, the recipes, and reasons for missing numbers.
 
-    A number is best where its interval is better than, and apart from, those of all others in its column.
+    The number of `leader` is marked as best in its column.
     """
     floors, leaders = [common_floor(column) for column in chosen], [leader(column) for column in chosen]
     real = {
@@ -309,7 +314,7 @@ def make_table(caption: str, chosen: Sequence[Column]) -> Table:
 
 
 def _entry(column: Column, cell: Cell, best: bool, floor: Floor | None) -> Entry:
-    """The number with its interval below, what became of lost runs, or a dash and why."""
+    """Return the number with its interval and diverged or missing runs below it, or a dash with the reason."""
     if cell.value is None:
         return Entry("–", [], "none", cell.why) if cell.why else Entry("", [])
     small = []
@@ -328,15 +333,16 @@ def _entry(column: Column, cell: Cell, best: bool, floor: Floor | None) -> Entry
 
 
 def _half_width(low: float | None, high: float | None) -> float:
-    """Half the width of an interval; 0 where there is none, or it is a point."""
+    """Return half the width of an interval; 0 where there is none."""
     return max(0.0, (high - low) / 2) if finite(low) and finite(high) else 0.0
 
 
-def places(value: float, low: float | None = None, high: float | None = None, count: bool = False) -> int:
-    """Return how many decimals a value deserves; negative ones round to tens, hundreds, ...
+def decimal_places(value: float, low: float | None = None, high: float | None = None, count: bool = False) -> int:
+    """Return the number of decimals of a value; negative ones round to tens, hundreds, ...
 
-    Two digits of the interval's half-width where it begins with 1 or 2, else one, so that rounding costs a sixth of it
-    at most; without an interval three significant digits, or none after the point of a count.
+    The half-width of the interval is shown with two digits where it begins with 1 or 2, else with one, so that the
+    rounding error is at most a sixth of it. Without an interval there are three significant digits; a count has no
+    decimals.
     """
     half = _half_width(low, high)
     if half > 0:
@@ -348,45 +354,45 @@ def places(value: float, low: float | None = None, high: float | None = None, co
 
 
 def _fixed(value: float, decimals: int, like: float) -> str:
-    """A number with so many decimals and a true minus: thousands apart, or a power of ten where `like` needs one."""
+    """Format a number with decimals, thousands separators and a minus sign, or as a power of ten like `like`."""
     if abs(like) >= 1e7 or 0 < abs(like) < 1e-4:
         power = math.floor(math.log10(abs(like)))
         mantissa = f"{value / 10.0**power:.{min(max(0, power + decimals), 6)}f}"
         text = f"{mantissa} × 10{str(power).translate(_SUPERSCRIPTS)}"
     else:
         text = f"{round(value, decimals):,.{max(0, decimals)}f}"
-    # There is no negative zero.
+    # No minus sign before zero.
     if not any(digit in text for digit in "123456789"):
         text = text.lstrip("-")
     return text.replace("-", "−")
 
 
 def rounded(value: float, low: float | None = None, high: float | None = None, count: bool = False) -> str:
-    """Write a value to the digits that its 95% interval leaves it; `diverged` for what is not finite.
+    """Format a value to the digits that are significant given its 95% interval; `diverged` where it is not finite.
 
-    Powers of ten are written from 10⁷ on and below 10⁻⁴.
+    Values from 10⁷ on and below 10⁻⁴ are written with powers of ten.
     """
-    return _fixed(value, places(value, low, high, count), value) if math.isfinite(value) else "diverged"
+    return _fixed(value, decimal_places(value, low, high, count), value) if math.isfinite(value) else "diverged"
 
 
 def interval(value: float, low: float | None, high: float | None) -> str:
-    """Write `[low, high]` as the value is written; '' where there is none, or it is a point."""
+    """Format `[low, high]` with the decimals of the value; '' where there is no interval."""
     if low is None or high is None or not (finite(value) and _half_width(low, high) > 0):
         return ""
-    decimals = places(value, low, high)
+    decimals = decimal_places(value, low, high)
     return f"[{_fixed(low, decimals, value)}, {_fixed(high, decimals, value)}]"
 
 
 def plus_minus(value: float, spread: float | None = None, count: bool = False) -> str:
-    """Write `value ± spread` to the digits that the spread leaves; the value alone where there is none."""
+    """Format `value ± spread` to the significant digits of the spread; the value alone where there is none."""
     if not (finite(spread) and finite(value) and spread > 0):
         return rounded(value, count=count)
-    decimals = places(value, value - spread, value + spread)
+    decimals = decimal_places(value, value - spread, value + spread)
     return f"{_fixed(value, decimals, value)} ± {_fixed(spread, decimals, value)}"
 
 
 def integer(value: float | None) -> str:
-    """Write a count, thousands apart; large ones as powers of ten to three digits."""
+    """Format a count with thousands separators; large ones as powers of ten with three digits."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if finite(value) and abs(value) < 1e9 else rounded(value)
@@ -395,9 +401,9 @@ def integer(value: float | None) -> str:
 def csv_text(report: Mapping) -> str:
     """Return table.csv: a row for each recipe and seed, and one for real data (recipe `real`).
 
-    recipe, title, family, seed, state, why, parameters, steps, images, seconds, flops; then of each metric NAME,
-    NAME_floor, NAME_floor_spread, NAME_low and NAME_high; last `missing`, `NAME: reason` joined by semicolons. A recipe
-    without runs has one row without seed. Floats are written in full: they come back bit for bit.
+    The columns are recipe, title, family, seed, state, why, parameters, steps, images, seconds, flops; for each metric
+    NAME, NAME_floor, NAME_floor_spread, NAME_low and NAME_high; and `missing`, `NAME: reason` joined by semicolons. A
+    recipe without runs has one row without seed. Floats are written with full precision.
     """
     names = [metric["name"] for metric in report["metrics"]]
     first = ["recipe", "title", "family", "seed", "state", "why", "parameters", *_RUN]
@@ -406,8 +412,8 @@ def csv_text(report: Mapping) -> str:
     rows = csv.DictWriter(text, [*first, *of_metrics.values(), "missing"], lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
 
-    def write(row: Mapping, figures: Mapping | None, missing: Mapping | None = None) -> None:
-        parts = {head: ((figures or {}).get(name) or {}).get(part) for (name, part), head in of_metrics.items()}
+    def write(row: Mapping, measurements: Mapping | None, missing: Mapping | None = None) -> None:
+        parts = {head: ((measurements or {}).get(name) or {}).get(part) for (name, part), head in of_metrics.items()}
         rows.writerow({**row, **parts, "missing": "; ".join(f"{name}: {why}" for name, why in (missing or {}).items())})
 
     write({"recipe": "real", "title": "Real data"}, report["real"])

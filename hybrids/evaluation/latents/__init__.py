@@ -1,13 +1,13 @@
-"""What a model's latents are worth: reconstructions, linear probes, paths between them.
+"""Evaluation of a model's latents: reconstructions, linear probes, interpolations.
 
-A model offers `encode` or, where it has none, `decode` and `noise`, by which latents are searched for. Latents z are a
-tensor (B, *shape), or a tuple of them, as the model has them; `flat` makes them (B, d).
+A model offers `encode`, or else `decode` and `noise`; its latents are then found by optimization. Latents z are a
+tensor (B, *shape) or a tuple of them, as the model defines them; `flat` makes them (B, d).
 """
 
-from .asking import Latents, decode, encode, flat, is_noise, shaped
+from .encoding import Latents, decode, encode, flat, is_noise, shaped
 from .paths import evenness, interpolate, interpolations, smoothness, spherical
-from .probes import active_units, probe
-from .search import invert, latents, reconstruct, reconstruction
+from .probes import active_units, linear_probe
+from .search import invert, latents_of
 
 __all__ = [
     "Latents",
@@ -20,10 +20,8 @@ __all__ = [
     "interpolations",
     "invert",
     "is_noise",
-    "latents",
-    "probe",
-    "reconstruct",
-    "reconstruction",
+    "latents_of",
+    "linear_probe",
     "shaped",
     "smoothness",
     "spherical",

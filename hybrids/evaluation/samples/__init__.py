@@ -1,1 +1,1 @@
-"""What samples are worth beside real examples: distances, neighbours, sharpness, and what a classifier sees."""
+"""Comparison of samples with real examples: distances, nearest neighbours, sharpness, predictions of a classifier."""

@@ -1,4 +1,4 @@
-"""Distances between two sets of examples: Fréchet, kernel, sliced and exact Wasserstein; FID and KID proper."""
+"""Distances between two sets of examples: Fréchet, kernel, sliced and exact Wasserstein; FID and KID of Inception."""
 
 import math
 import warnings
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ...refusal import needed
-from ..figures import Z
+from ..measurements import Z
 
 __all__ = [
-    "fid_proper",
+    "fid",
     "frechet",
     "frechet_variance",
     "gaussian_frechet",
     "kernel",
     "kernel_interval",
-    "kid_proper",
+    "kid",
     "sliced_wasserstein",
     "sliced_wasserstein_of_splits",
     "wasserstein",
@@ -26,11 +26,13 @@ __all__ = [
 
 
 def gaussian_frechet(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covariance_2: Tensor) -> float:
-    """|m_1 - m_2|² + Tr(C_1 + C_2 - 2 (C_1 C_2)^½): the squared 2-Wasserstein distance of two Gaussians.
+    """Return the squared 2-Wasserstein distance of two Gaussians, |m_1 - m_2|² + Tr(C_1 + C_2 - 2 (C_1 C_2)^½).
 
-    The trace of the root is the sum of the roots of the eigenvalues of C_1^½ C_2 C_1^½, which is symmetric, so that no
-    complex numbers arise, whatever the rank. Float64 inside. Dowson & Landau 1982; Heusel 2017, 1706.08500, eq. 6.
-    Arguments: means (d,), covariances (d, d).
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric C_1^½ C_2 C_1^½, so that no
+    complex numbers arise, whatever the rank. Computed in float64. Dowson & Landau 1982; Heusel 2017, 1706.08500, eq. 6.
+    Arguments:
+        mean_1, mean_2: (d,).
+        covariance_1, covariance_2: (d, d).
     """
     mean_1, covariance_1, mean_2, covariance_2 = (
         part.double() for part in (mean_1, covariance_1, mean_2, covariance_2)
@@ -39,27 +41,27 @@ def gaussian_frechet(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
     root = vectors * values.clamp_min(0).sqrt()
     inner = root.T @ covariance_2 @ root
     cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
-    apart = (mean_1 - mean_2).square().sum() + covariance_1.trace() + covariance_2.trace() - 2 * cross
-    return max(apart.item(), 0.0)
+    distance = (mean_1 - mean_2).square().sum() + covariance_1.trace() + covariance_2.trace() - 2 * cross
+    return max(distance.item(), 0.0)
 
 
 def frechet(x: Tensor, y: Tensor) -> float:
-    """`gaussian_frechet` of the means and unbiased covariances of x (N, d) and y (M, d).
+    """Return `gaussian_frechet` of the means and unbiased covariances of x (N, d) and y (M, d).
 
-    Biased upwards by about 1/N + 1/M: compare only at the same sizes. Raises ValueError for fewer than two of either.
+    It is biased upwards by O(1/N + 1/M): compare only at equal sizes. Raises ValueError for fewer than two of either.
     """
     _check_pair(x, y, 2)
     return gaussian_frechet(*_moments(x), *_moments(y))
 
 
 def frechet_variance(x: Tensor, y: Tensor) -> float:
-    """Return the plug-in variance of `frechet(x, y)` at these numbers of examples, both x and y being redrawn.
+    """Return the plug-in variance of `frechet(x, y)` at these numbers of examples, both x and y being random.
 
-    By the delta method, Var φ(y)/M + Var ψ(x)/N of the influence of one example on the distance,
+    It is Var φ(y)/M + Var ψ(x)/N by the delta method, φ and ψ being the influence of one example on the distance:
     φ(y) = 2 (m_y - m_x)·c + |c|² - c·T c, c = y - m_y, T the optimal map between the two Gaussians,
-    T = C_x^½ (C_x^½ C_y C_x^½)^-½ C_x^½, and ψ the same with x and y in each other's place: Kroshnin, Spokoiny &
-    Suvorikova 2021, 1901.00226. It counts what is of second order twice: see `figures.variance_beyond`. Directions
-    without variance add nothing. Raises ValueError as `frechet`.
+    T = C_x^½ (C_x^½ C_y C_x^½)^-½ C_x^½, and ψ the same with x and y exchanged: Kroshnin, Spokoiny & Suvorikova 2021,
+    1901.00226. Second-order terms are counted twice: see `measurements.variance_beyond`. Directions without variance
+    contribute 0. Raises ValueError as `frechet`.
     """
     _check_pair(x, y, 2)
     of_x, of_y = _moments(x), _moments(y)
@@ -67,7 +69,7 @@ def frechet_variance(x: Tensor, y: Tensor) -> float:
 
 
 def _influence(of_x: tuple[Tensor, Tensor], y: Tensor, of_y: tuple[Tensor, Tensor]) -> Tensor:
-    """φ (M,) of each of y (M, d), up to a constant, from the means and covariances of x and y."""
+    """Return φ of `frechet_variance` for each of y (M, d), up to a constant: (M,). of_x, of_y: means, covariances."""
     values, vectors = torch.linalg.eigh(of_x[1])
     root = vectors * values.clamp_min(0).sqrt()
     inner = root.T @ of_y[1] @ root
@@ -87,19 +89,23 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def kernel(
     x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, generator: torch.Generator | None = None
 ) -> tuple[float, float, float]:
-    """Return the unbiased estimate of MMD² under k(a, b) = (a·b/d + 1)³, and the two parts of its variance.
+    """Return the unbiased estimate of MMD² under k(a, b) = (a·b/d + 1)³, and the two terms of its variance.
 
-    The mean over random subsets of b = min(size, N, M) examples of each; one where both are whole. 0 in expectation
-    where both are of one distribution, so it may be negative. Bińkowski 2018, 1801.01401, section 4.1.
-    The variance, over what x and y might have been, is that of a U-statistic (Hoeffding 1948), without bias:
-    first order, 4 Var f(X)/N + 4 Var f(Y)/M of the witness f(a) = E k(a, X) - E k(a, Y); second order,
-    2 ξ_xx/N(N - 1) + 2 ξ_yy/M(M - 1) + 4 ξ_xy/NM, ξ the mean squares of the doubly centred kernel. Both are estimated
-    in the subsets, and what they differ by between b and all examples is divided by the number of subsets.
-    Sutherland & Deka 2019, 1906.02104; the centring without bias of Székely & Rizzo 2014, 1310.2926.
-    Float64 inside.
-    Arguments: x (N, d), y (M, d); generator, which draws the subsets, by default one of seed 0.
-    Returns: value, first, second; first is 0 in expectation between equal distributions, and may be negative.
-    Raises ValueError for fewer than two of either. Of fewer than four the variance is NaN.
+    The estimate is the mean over random subsets of b = min(size, N, M) examples of each set (one subset where N = M =
+    b). Its expectation is 0 between equal distributions, so it may be negative. Bińkowski 2018, 1801.01401, section
+    4.1. The variance over x and y is that of a U-statistic (Hoeffding 1948), estimated without bias: of first order
+    4 Var f(X)/N + 4 Var f(Y)/M, f(a) = E k(a, X) - E k(a, Y) being the witness; of second order
+    2 ξ_xx/N(N - 1) + 2 ξ_yy/M(M - 1) + 4 ξ_xy/NM, ξ being the mean squares of the doubly centred kernel. Both are
+    estimated in the subsets; the excess of the terms at b over those at N and M is divided by the number of subsets.
+    Sutherland & Deka 2019, 1906.02104; unbiased centring: Székely & Rizzo 2014, 1310.2926. Computed in float64.
+
+    Arguments:
+        x, y: (N, d) and (M, d).
+        subsets, size: number and size of the subsets.
+        generator: draws the subsets; by default one with seed 0.
+    Returns: value, first, second; first is 0 in expectation between equal distributions, and may be negative. Both
+    are NaN for subsets of fewer than four.
+    Raises ValueError for fewer than two of either.
     """
     _check_pair(x, y, 2)
     if subsets < 1 or size < 2:
@@ -109,11 +115,11 @@ def kernel(
     size = min(size, n, m)
     if n == m == size:
         subsets = 1
-    every = []
+    estimates = []
     for _ in range(subsets):
         a, b = (part[torch.randperm(len(part), generator=generator)[:size]].double() for part in (x, y))
-        every.append(_mmd(a, b))
-    value, of_x, of_y, xx, yy, xy = torch.stack(every).mean(0).tolist()
+        estimates.append(_mmd(a, b))
+    value, of_x, of_y, xx, yy, xy = torch.stack(estimates).mean(0).tolist()
 
     def parts(n: int, m: int) -> tuple[float, float]:
         return (4 * of_x / n + 4 * of_y / m, 2 * xx / (n * (n - 1)) + 2 * yy / (m * (m - 1)) + 4 * xy / (n * m))
@@ -127,11 +133,11 @@ def kernel(
 
 
 def kernel_interval(value: float, first: float, second: float) -> tuple[float, float]:
-    """Return the ends of the 95% interval of MMD² from what `kernel` returns.
+    """Return the ends of the 95% interval of MMD² from the results of `kernel`.
 
-    The θ that |value - θ| ≤ z √(second + first θ/value) does not reject: as Wilson's of a proportion, since what is of
-    first order grows with θ, and where an estimate is low by chance, so is its variance. θ is counted from 0, and the
-    divisor is at least the standard deviation.
+    The interval contains the θ with |value - θ| ≤ z √(second + first θ/value), as Wilson's of a proportion: the
+    first-order variance is proportional to θ, and its estimate is too small where the value is too small by chance. In
+    the square root θ is at least 0, and the divisor at least the standard deviation.
     """
     first = max(first, 0.0)
     slope = first / max(value, math.sqrt(first + second), torch.finfo(torch.float64).tiny)
@@ -141,9 +147,9 @@ def kernel_interval(value: float, first: float, second: float) -> tuple[float, f
 
 
 def _mmd(x: Tensor, y: Tensor) -> Tensor:
-    """The estimate of x and y (b, d), float64, then Var f(X), Var f(Y), ξ_xx, ξ_yy and ξ_xy: (6,)."""
+    """Return MMD² of x and y (b, d), float64, then Var f(X), Var f(Y), ξ_xx, ξ_yy and ξ_xy: (6,)."""
     n, d = x.shape
-    # Their diagonals pair an example with itself, which is what would bias the estimate.
+    # The diagonals pair an example with itself, which would bias the estimate.
     xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     for own in (xx, yy):
         own.fill_diagonal_(0)
@@ -171,7 +177,7 @@ def _mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _interaction(own: Tensor, sums: Tensor) -> Tensor:
-    """Σ (doubly centred k)²/n(n - 3) of k (n, n), zero on its diagonal, from its sums (n,); overwrites k."""
+    """Return Σ (doubly centred k)²/n(n - 3) of k (n, n) with zero diagonal and row sums (n,); overwrites k."""
     n = len(own)
     own -= (sums / (n - 2) - sums.sum() / ((n - 1) * (n - 2)))[:, None]
     own -= sums / (n - 2)
@@ -182,11 +188,15 @@ def _interaction(own: Tensor, sums: Tensor) -> Tensor:
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int = 256, generator: torch.Generator | None = None, rows: int = 32
 ) -> float:
-    """(E_w W_2²(w·x, w·y))^½ over directions w, uniform on the sphere: exact in each direction, whatever the sizes.
+    """Return the sliced 2-Wasserstein distance (E_w W_2²(w·x, w·y))^½, w uniform on the sphere.
 
-    W_2² of two sets of numbers is ∫₀¹ (F⁻¹(u) - G⁻¹(u))² du of their quantile functions. Bonneel 2015, section 3.
-    Arguments: x (N, d), y (M, d); generator, which draws the directions, by default one of seed 0: the same for all;
-    rows, directions at once.
+    It is exact in each direction for any N and M: W_2² of two sets of numbers is ∫₀¹ (F⁻¹(u) - G⁻¹(u))² du of their
+    quantile functions. Bonneel 2015, section 3.
+    Arguments:
+        x, y: (N, d) and (M, d).
+        projections: number of directions.
+        generator: draws the directions; by default one with seed 0, so that they are the same in every call.
+        rows: directions computed at once.
     """
     _check_pair(x, y, 1)
     if projections < 1:
@@ -202,9 +212,10 @@ def sliced_wasserstein(
 
 
 def sliced_wasserstein_of_splits(x: Tensor, halves: Tensor, projections: int = 256, rows: int = 32) -> Tensor:
-    """Return `sliced_wasserstein` of each split of x (N, d) into two equal halves: (S,) float64, sorted only once.
+    """Return `sliced_wasserstein` of each split of x (N, d) into two equal halves: (S,) float64; sorts only once.
 
-    Arguments: halves (S, N) bool, which examples are in the first half; directions as there.
+    Arguments:
+        halves: (S, N) bool; True marks the first half.
     Raises ValueError for halves that are not equal.
     """
     if halves.ndim != 2 or halves.shape[1] != len(x) or (2 * halves.sum(1) != len(x)).any():
@@ -221,16 +232,17 @@ def sliced_wasserstein_of_splits(x: Tensor, halves: Tensor, projections: int = 2
 
 
 def _directions(d: int, projections: int, generator: torch.Generator | None = None) -> Tensor:
-    """(d, projections) float64, each of length 1."""
+    """Draw directions of length 1: (d, projections) float64."""
     generator = generator or torch.Generator().manual_seed(0)
     directions = torch.randn(d, projections, generator=generator, dtype=torch.float64)
     return directions / directions.norm(dim=0)
 
 
 def _quantiles(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pieces of (0, 1) on which the quantile functions of n and of m numbers are constant: two indices, a length.
+    """Return the pieces of (0, 1) on which the quantile functions of n and of m numbers are constant.
 
-    In units of 1/nm, where the ends of all pieces are whole.
+    Returns: index into the n sorted numbers, index into the m, length of the piece. Computed in units of 1/nm, in which
+    the ends of all pieces are integers.
     """
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
@@ -238,10 +250,14 @@ def _quantiles(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def wasserstein(x: Tensor, y: Tensor, points: int = 2000, generator: torch.Generator | None = None) -> float:
-    """min over pairings of (mean |x_i - y_i|²)^½: the 2-Wasserstein distance of equally many points, exactly.
+    """Return the exact 2-Wasserstein distance of equally many points, min over pairings of (mean |x_i - y_i|²)^½.
 
-    Of min(points, N, M) random ones of each, since the pairing takes the cube of their number; its floor falls with
-    that as slowly as N^-½ in the plane. Arguments: x (N, d), y (M, d); generator, by default one of seed 0.
+    It is computed on min(points, N, M) random points of each set, since the assignment takes cubic time; in the plane
+    its floor falls only as N^-½.
+    Arguments:
+        x, y: (N, d) and (M, d).
+        points: the largest number of points of each set.
+        generator: draws the points; by default one with seed 0.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -253,17 +269,18 @@ def wasserstein(x: Tensor, y: Tensor, points: int = 2000, generator: torch.Gener
     return math.sqrt(cost[linear_sum_assignment(cost)].mean())
 
 
-def fid_proper(x: Tensor, y: Tensor, weights: Path | None = None, device: torch.device | str = "cpu") -> float:
-    """FID of images x (N, 3, H, W) against y in [-1, 1]: the 2048 features of Inception-v3, by torch-fidelity.
+def fid(x: Tensor, y: Tensor, weights: Path | None = None, device: torch.device | str = "cpu") -> float:
+    """Return the FID of images x (N, 1 or 3, H, W) against y, in [-1, 1]: Inception-v3's 2048 features, torch-fidelity.
 
-    Grey images are shown in three channels. Heusel 2017, 1706.08500; Obukhov 2020, torch-fidelity.
-    Arguments: weights, torch-fidelity's file of them; None: as it downloads, or finds in its cache.
-    Raises ValueError in one line, with the remedy, without the package or its weights.
+    Grey images are repeated to three channels. Heusel 2017, 1706.08500; Obukhov 2020, torch-fidelity.
+    Arguments:
+        weights: torch-fidelity's file of weights; None: from its cache, or downloaded.
+    Raises ValueError, with the remedy, without the package or its weights.
     """
     return _fidelity("fid", x, y, weights, device, fid=True)["frechet_inception_distance"]
 
 
-def kid_proper(
+def kid(
     x: Tensor,
     y: Tensor,
     weights: Path | None = None,
@@ -271,7 +288,7 @@ def kid_proper(
     subsets: int = 100,
     size: int = 1000,
 ) -> float:
-    """KID of images, in the same features: arguments and errors as `fid_proper`, subsets as of `kernel`."""
+    """Return the KID of images in the features of `fid`: arguments and errors as there, subsets as in `kernel`."""
     settings = {"kid": True, "kid_subsets": subsets, "kid_subset_size": min(size, len(x), len(y))}
     return _fidelity("kid", x, y, weights, device, **settings)["kernel_inception_distance_mean"]
 
@@ -281,7 +298,7 @@ def _fidelity(name: str, x: Tensor, y: Tensor, weights: Path | None, device: Any
         import torch_fidelity
     for part in (x, y):
         if part.ndim != 4 or part.shape[1] not in (1, 3) or len(part) < 2:
-            raise ValueError(f"{name} is of two or more images (N, 1 or 3, H, W); got shape {tuple(part.shape)}")
+            raise ValueError(f"{name} needs two or more images (N, 1 or 3, H, W); got shape {tuple(part.shape)}")
     settings |= {"cuda": torch.device(device).type == "cuda", "verbose": False, "cache": False, "save_cpu_ram": True}
     if weights is not None:
         settings["feature_extractor_weights_path"] = str(weights)
@@ -291,13 +308,13 @@ def _fidelity(name: str, x: Tensor, y: Tensor, weights: Path | None, device: Any
             return torch_fidelity.calculate_metrics(input1=_Bytes(x), input2=_Bytes(y), **settings)
     except OSError as error:  # Of a download (URLError is one), or of the file.
         raise ValueError(
-            f"{name} needs Inception's weights, which are not to be had here ({error}): with a network they come by "
-            "themselves, without one give weights=FILE of torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+            f"{name} needs Inception's weights, which cannot be downloaded or read ({error}): give weights=FILE, "
+            "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
         ) from error
 
 
 class _Bytes(torch.utils.data.Dataset):
-    """Images in [-1, 1] as torch-fidelity takes them: uint8, three channels."""
+    """A data set of images in [-1, 1] in torch-fidelity's format: uint8, three channels."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = ((x.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""Feature spaces, in which distances between images say more than between pixels: x (B, *event) → (B, d)."""
+"""Feature spaces in which distances between examples are measured: x (B, *event) → (B, d)."""
 
 import hashlib
 import math
@@ -19,25 +19,27 @@ from ...modes import own_random_numbers
 __all__ = ["Classifier", "Features", "Pixels", "TimmSpace", "features_for", "fingerprint", "timm_features"]
 
 SHORT = {"dinov2": "vit_small_patch14_dinov2.lvd142m", "inception": "inception_v3.tv_in1k"}
-"""Names of timm's models that `features_for` knows by a shorter one."""
+"""Short names of timm's models in `features_for`."""
 
 
 class Features(Protocol):
-    """A map into a space whose distances are looked at, and what to call it."""
+    """A map of examples into the space in which distances are measured, with a name."""
 
     name: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, d) of x (B, *event)."""
+        """Return the features (B, d) of x (B, *event)."""
         ...
 
 
 class Pixels:
-    """x itself, flattened; where it has more than `limit` dimensions, a fixed Gaussian projection onto so many.
+    """The pixels of x, flattened; beyond `limit` dimensions, a fixed Gaussian projection onto `limit` dimensions.
 
-    The projection keeps squared distances in expectation, each within about √(2/limit) of itself (Johnson &
-    Lindenstrauss 1984): 6% at 512. Points (N, D) stay what they are.
-    Argument: shape, of one example.
+    The projection preserves squared distances in expectation, with a relative standard deviation of about √(2/limit)
+    (Johnson & Lindenstrauss 1984): 6% at 512. Points (N, D) are returned as they are.
+    Arguments:
+        shape: of one example.
+        limit: largest d without projection.
     """
 
     def __init__(self, shape: tuple[int, ...], limit: int = 512) -> None:
@@ -49,20 +51,22 @@ class Pixels:
             self.projection = torch.randn(d, limit, generator=torch.Generator().manual_seed(0)) / math.sqrt(limit)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, d): raises ValueError for x not (B, *shape)."""
+        """Return the features (B, d) of x. Raises ValueError for x that is not (B, *shape)."""
         _check_shape(x, self.shape)
         x = x.flatten(1).float()
         return x if self.projection is None else x @ self.projection.to(x.device)
 
 
 class Classifier:
-    """The last hidden layer of a small network that was trained to tell the labels of a data set's training examples.
+    """The last hidden layer of a small classifier, trained on the labels of a data set's training examples.
 
-    Digits are read by the network that `agreement` asks, and stacked digits by the same, channel by channel, side by
-    side; other images by three convolutions (the largest side brought to 64 at most), points by a perceptron. Trained
-    once: kept in memory, and in `cache`, a folder, where one is given.
+    Digits have the classifier of `agreement`; stacked digits have it for each channel, the features being concatenated;
+    other images have three convolutions (images being resized to at most 64 pixels a side), points a perceptron. It is
+    trained once, and cached in memory and, where `cache` is given, in that folder.
 
-    Attributes: name; accuracy, on held-out examples (or a tenth kept apart), which says how far to trust it.
+    Attributes:
+        name: for reports.
+        accuracy: on held-out examples, or on a tenth of the training examples that is left out of training.
     Raises ValueError for data without labels or examples.
     """
 
@@ -95,7 +99,7 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, d): raises ValueError for x not (B, *shape)."""
+        """Return the features (B, d) of x. Raises ValueError for x that is not (B, *shape)."""
         _check_shape(x, self.shape)
         if not self.digits:
             return torch.cat([self.network[:-1](part) for part in x.float().cpu().split(512)])
@@ -106,7 +110,7 @@ class Classifier:
 
     @torch.no_grad()
     def read(self, x: Tensor) -> Tensor:
-        """The label that it finds most likely, of the network's own classes: (B,), or (B, 3) of stacked digits."""
+        """Return the most likely class of each x: (B,), or (B, 3) for stacked digits."""
         parts = self(x)
         if self.name == "classifier of stacked-digits":
             parts = parts.reshape(len(x), self.shape[0], -1)
@@ -124,13 +128,13 @@ def _convolutions(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     layers: list[nn.Module] = [_AtMost(64)]
     for before, after in ((shape[0], 32), (32, 64), (64, 128)):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
-    # 4 × 4 places: what a shape is lies in where its edges are, which a mean over all places would lose.
+    # Pooled to 4 × 4, not to one value: where its edges are tells a shape from another.
     layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, 128), nn.ReLU(), nn.Linear(128, classes)]
     return nn.Sequential(*layers)
 
 
 class _AtMost(nn.Module):
-    """Images with their larger side brought down to `side`, antialiased; smaller ones as they are."""
+    """Resize images whose larger side exceeds `side` to that size, antialiased."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -145,7 +149,7 @@ class _AtMost(nn.Module):
 
 
 def _of_digits(resolution: int, network: nn.Sequential) -> tuple[nn.Sequential, float]:
-    """The perceptron that reads digits for `agreement`, its weights in one of torch."""
+    """Copy the classifier of `agreement` into a torch network; return it and its accuracy."""
     from .recognition import _classifier
 
     fitted, accuracy = _classifier(resolution)
@@ -158,13 +162,13 @@ def _of_digits(resolution: int, network: nn.Sequential) -> tuple[nn.Sequential, 
 
 
 def _fit(network: nn.Sequential, data: Data, passes: int = 6, batch_size: int = 100) -> tuple[nn.Sequential, float]:
-    """Train on labels by AdamW under one cosine, and the accuracy on what was held out."""
+    """Train a network on labels by AdamW with a cosine schedule; return it and its held-out accuracy."""
     assert data.x is not None and data.labels is not None
     x, y, held_x, held_y = data.x, data.labels, data.held_out, data.held_out_labels
     if held_x is None or held_y is None:
-        apart = torch.randperm(len(x))
-        many = max(1, len(x) // 10)
-        held_x, held_y, x, y = x[apart[:many]], y[apart[:many]], x[apart[many:]], y[apart[many:]]
+        order = torch.randperm(len(x))
+        n = max(1, len(x) // 10)
+        held_x, held_y, x, y = x[order[:n]], y[order[:n]], x[order[n:]], y[order[n:]]
     held_x, held_y = held_x[:5000], held_y[:5000]
     steps = max(600, min(passes * len(x) // batch_size, 2000))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
@@ -177,21 +181,21 @@ def _fit(network: nn.Sequential, data: Data, passes: int = 6, batch_size: int = 
         optimizer.step()
         schedule.step()
     network.eval().requires_grad_(False)
-    right = [network(data.decode(a)).argmax(1) == b for a, b in zip(held_x.split(512), held_y.split(512))]
-    return network, torch.cat(right).double().mean().item()
+    correct = [network(data.decode(a)).argmax(1) == b for a, b in zip(held_x.split(512), held_y.split(512))]
+    return network, torch.cat(correct).double().mean().item()
 
 
 def _load(path: Path | None, network: nn.Sequential) -> tuple[nn.Sequential, float] | None:
-    """A classifier as `_save` kept it; None where there is none, or another's, or a damaged one."""
+    """Return the classifier that `_save` wrote; None where the file is missing, damaged, or of another network."""
     if path is None or not path.is_file():
         return None
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        kept = load_file(path)
-        accuracy = kept.pop("accuracy").item()
-        network.load_state_dict(kept)
+        stored = load_file(path)
+        accuracy = stored.pop("accuracy").item()
+        network.load_state_dict(stored)
     except (OSError, RuntimeError, KeyError, SafetensorError):
         path.unlink(missing_ok=True)
         return None
@@ -201,12 +205,12 @@ def _load(path: Path | None, network: nn.Sequential) -> tuple[nn.Sequential, flo
 def _save(path: Path, network: nn.Sequential, accuracy: float) -> None:
     from safetensors.torch import save_file
 
-    kept = {**network.state_dict(), "accuracy": torch.tensor(accuracy, dtype=torch.float64)}
-    write_whole(path, lambda temporary: save_file(kept, temporary))
+    stored = {**network.state_dict(), "accuracy": torch.tensor(accuracy, dtype=torch.float64)}
+    write_whole(path, lambda temporary: save_file(stored, temporary))
 
 
 def fingerprint(data: Data, examples: int = 4096) -> str:
-    """What tells a data set from another: of name, shape, size, and so many examples and labels at most."""
+    """Return a digest that identifies a data set: of name, shape, size, and up to `examples` examples and labels."""
     digest = hashlib.sha256(repr((data.card(), len(data))).encode())
     for part in (data.x, data.labels):
         if part is not None:
@@ -215,52 +219,59 @@ def fingerprint(data: Data, examples: int = 4096) -> str:
 
 
 class TimmSpace:
-    """What a timm model says of images, pooled: (B, C, H, W) in [-1, 1] → (B, d), for the Fréchet distances of papers.
+    """The pooled features of a timm model: images (B, C, H, W) in [-1, 1] → (B, d), for the Fréchet distance of papers.
 
-    DINOv2 judges pictures more as people do than Inception: Stein 2023, 2306.04675. Images are brought to `size`,
-    bicubically, and shown in three channels. Arguments: as `timm_features`.
+    Distances in DINOv2 agree better with human judgement than those in Inception: Stein 2023, 2306.04675. Images are
+    resized to `size` bicubically; grey ones are repeated to three channels.
+    Arguments:
+        name, pretrained, size: as in `timm_features`.
+        rows: images in one forward pass.
     """
 
     def __init__(self, name: str, pretrained: bool | str = True, size: int = 224, rows: int = 32) -> None:
         model = SHORT.get(name, name)
         options = {"img_size": size} if "vit_" in model else {}
         try:
-            # Its last layer is not asked.
+            # Only the backbone is used; the head has one output.
             self.backbone = TimmEncoder(model, 1, pretrained, frozen=True, **options).backbone.eval()
         except RuntimeError as error:
             raise ValueError(
-                f"features {name!r} cannot be had: {error} Or measure in features 'auto', which need no weights"
+                f"features {name!r} cannot be loaded: {error} Or use features 'auto', which need no weights"
             ) from error
         self.name, self.size, self.rows = f"{model} (timm)", size, rows
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, d): raises ValueError for x not (B, 1 or 3, H, W)."""
+        """Return the features (B, d) of x. Raises ValueError for x that is not (B, 1 or 3, H, W)."""
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"x must be images (B, 1 or 3, H, W) for {self.name}; got shape {tuple(x.shape)}")
         self.backbone.to(x.device)
-        found = []
+        features = []
         for part in x.float().split(self.rows):
             part = part.expand(-1, 3, -1, -1)
             part = F.interpolate(part, size=(self.size,) * 2, mode="bicubic", align_corners=False, antialias=True)
-            found.append(self.backbone(part.clamp(-1, 1)))
-        return torch.cat(found)
+            features.append(self.backbone(part.clamp(-1, 1)))
+        return torch.cat(features)
 
 
 def timm_features(name: str, pretrained: bool | str = True, size: int | None = None) -> TimmSpace:
-    """`TimmSpace` of "dinov2", "inception" or any name of timm's, with its weights, or those of a file.
+    """Return the `TimmSpace` of "dinov2", "inception" or any model name of timm's.
 
-    Arguments: pretrained, as in `components.encoders.TimmEncoder`; size, of the images it sees: 299 for Inception, else
-    224. Raises ValueError where the name is unknown, or the weights cannot be had, with the remedy.
+    Arguments:
+        pretrained: as in `components.encoders.TimmEncoder`: True, or a file of weights.
+        size: of the resized images; None: 299 for Inception, else 224.
+    Raises ValueError, with the remedy, for an unknown name, and where the weights cannot be loaded.
     """
     return TimmSpace(name, pretrained, size or (299 if "inception" in name else 224))
 
 
 def features_for(data: Data, name: str = "auto", cache: str | os.PathLike[str] | None = None) -> Features:
-    """The feature space of a name for data: "classifier", "pixels", "dinov2", "inception", "timm:MODEL" or "auto".
+    """Return a feature space for data by name: classifier, pixels, dinov2, inception, timm:MODEL or auto.
 
-    auto: the classifier where there are labels to train one on, else pixels; points are always what they are.
-    Argument: cache, the folder where a classifier is kept. Raises ValueError for another name.
+    auto is the classifier for labelled images, else pixels.
+    Arguments:
+        cache: folder in which a trained classifier is stored.
+    Raises ValueError for another name.
     """
     if name == "auto":
         labelled = data.is_image and data.classes > 1 and data.x is not None and data.labels is not None

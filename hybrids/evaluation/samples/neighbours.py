@@ -1,7 +1,7 @@
-"""Where samples lie among real examples, by nearest neighbours: precision, recall, density, coverage, memorization.
+"""Metrics of nearest neighbours between samples and real examples: precision, recall, density, coverage, memorization.
 
-Distances are taken `rows` examples at a time, in float64 after centring: memory is that of rows × N numbers, and an
-example is at distance 0, to about 1e-7 of the spread, of its own copy.
+Distances are computed for `rows` examples at a time, in float64 after centring: memory is that of rows × N numbers, and
+the distance of an example to its own copy is 0 to about 1e-7 of the data's standard deviation.
 """
 
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ def _radii(x: Tensor, ks: tuple[int, ...], rows: int) -> tuple[Tensor, ...]:
 
 
 def _lists(x: Tensor, many: int, rows: int) -> tuple[Tensor, Tensor]:
-    """The squared distances (N, many), in order, of each of x (N, d) to its nearest others, and which these are."""
+    """Return the squared distances (N, many), ascending, of each x (N, d) to its nearest others, and their indices."""
     squares_of_all, indices = [], []
     for start, squares in _squares(x, x, rows):
         here = torch.arange(len(squares), device=x.device)
-        # Not to be its own neighbour; a copy of it may be.
+        # An example is not its own neighbour; a copy of it may be.
         squares[here, start + here] = torch.inf
         values, index = squares.topk(many, largest=False, sorted=True)
         squares_of_all.append(values)
@@ -48,14 +48,18 @@ def _lists(x: Tensor, many: int, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest(x: Tensor, y: Tensor, rows: int = ROWS) -> Tensor:
-    """(N,) float64: the distance of each of x (N, d) to the nearest of y (M, d)."""
+    """Return the distance of each of x (N, d) to the nearest of y (M, d): (N,) float64."""
     return torch.cat([squares.amin(1) for _, squares in _squares(x, y, rows)]).sqrt()
 
 
 class Neighbours:
-    """Real examples (N, d) with the radii of their balls, measured once for all the samples they are compared with.
+    """Real examples with the radii of their balls, computed once for all the samples that they are compared with.
 
-    Arguments: real; precision_k, Kynkäänniemi's k; density_k, Naeem's; rows, examples at once.
+    Arguments:
+        real: (N, d).
+        precision_k: k of precision and recall (Kynkäänniemi 2019).
+        density_k: k of density and coverage (Naeem 2020).
+        rows: examples whose distances are computed at once.
     """
 
     def __init__(self, real: Tensor, precision_k: int = 3, density_k: int = 5, rows: int = ROWS) -> None:
@@ -63,14 +67,16 @@ class Neighbours:
         self.precision_radii, self.density_radii = _radii(real, (precision_k, density_k), rows)
 
     def __call__(self, fake: Tensor) -> dict[str, Tensor]:
-        """What each example contributes, float64; the means are the metrics. Samples fake (M, d).
+        """Return the contribution of each example to the four metrics, float64; the metrics are the means.
 
         precision (M,): whether a sample lies in the ball of any real example, whose radius is the distance to its k-th
-        nearest other real one. recall (N,): whether a real example lies in the ball of any sample, among samples.
-        Kynkäänniemi 2019, 1904.06991, eq. 1 and 2.
-        density (M,): how many real balls a sample lies in, over k. coverage (N,): whether any sample lies in the ball
-        of a real example. Naeem 2020, 2002.09797, eq. 3 and 4. Balls are open, as in the latter: the boundary has no
-        volume but where samples are copies.
+        nearest other real example. recall (N,): whether a real example lies in the ball of any sample, whose radius is
+        the distance to its k-th nearest other sample. Kynkäänniemi 2019, 1904.06991, eq. 1 and 2.
+        density (M,): the number of real balls that a sample lies in, over k. coverage (N,): whether any sample lies in
+        the ball of a real example. Naeem 2020, 2002.09797, eq. 3 and 4. Balls are open, as in the latter: this matters
+        only where samples are copies of each other.
+        Arguments:
+            fake: samples (M, d).
         Raises ValueError for another d, or for no more samples than precision_k.
         """
         if fake.ndim != 2 or fake.shape[1] != self.real.shape[1]:
@@ -97,9 +103,9 @@ class Neighbours:
 def neighbours(
     real: Tensor, fake: Tensor, precision_k: int = 3, density_k: int = 5, rows: int = ROWS
 ) -> dict[str, float]:
-    """precision, recall, density and coverage of samples fake (M, d) against real (N, d): see `Neighbours`."""
-    found = Neighbours(real, precision_k, density_k, rows)(fake)
-    return {name: values.mean().item() for name, values in found.items()}
+    """Return precision, recall, density and coverage of samples fake (M, d) against real (N, d): see `Neighbours`."""
+    parts = Neighbours(real, precision_k, density_k, rows)(fake)
+    return {name: part.mean().item() for name, part in parts.items()}
 
 
 def neighbours_of_splits(
@@ -107,10 +113,12 @@ def neighbours_of_splits(
 ) -> dict[str, Tensor]:
     """Return the four metrics of each split of x (N, d) into two equal halves, one as real, the other as fake: (S,).
 
-    Exact, for little more than one matrix of distances, whatever the number of splits: the balls of a half end at its
-    k-th nearest, which is among the 48 nearest of all (else more are looked at), and so is what lies in them.
-    Arguments: halves (S, N) bool, which examples are real.
-    Raises ValueError for halves that are not equal, or of no more examples than a k.
+    The result is exact, and costs little more than one matrix of distances, whatever the number of splits: the k-th
+    nearest neighbour within a half, and every neighbour nearer than it, is among the 48 nearest of all examples (where
+    it is not, more are computed).
+    Arguments:
+        halves: (S, N) bool; True marks the real examples of a split.
+    Raises ValueError for halves that are not equal, or that have no more examples than one of the k.
     """
     n, most = len(x) // 2, max(precision_k, density_k)
     if halves.ndim != 2 or halves.shape[1] != len(x) or (2 * halves.sum(1) != len(x)).any():
@@ -118,7 +126,7 @@ def neighbours_of_splits(
     if most >= n:
         raise ValueError(f"halves must have more than {most} examples; got {n}")
     many = min(48, len(x) - 1)
-    rows = max(1, rows // 4)  # no more numbers at once than of one half
+    rows = max(1, rows // 4)  # no more numbers at once than for one half
     squares, index = _lists(x, many, rows)
     while any(((real[index] == real[:, None]).sum(1) < most).any() for real in halves):
         many = min(2 * many, len(x) - 1)
@@ -129,12 +137,12 @@ def neighbours_of_splits(
         rank = own.cumsum(1)
 
         def inside(k: int, own: Tensor = own, rank: Tensor = rank) -> Tensor:
-            """Which of the neighbours are of the other half, and nearer than the k-th of an example's own."""
+            """Mark the neighbours in the other half that are nearer than the k-th neighbour in the example's own."""
             radius = squares.gather(1, (rank >= k).int().argmax(1, keepdim=True))
             return ~own & (squares < radius)
 
         narrow, wide = inside(precision_k), inside(density_k)[real]
-        # In a ball of any: samples in those of real examples, and real examples in those of samples.
+        # Examples in the ball of any example of the other half: precision for samples, recall for real examples.
         hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         hit[index[narrow]] = True
         metrics.append(
@@ -157,16 +165,20 @@ def neighbours_variance(
     size: int = 500,
     generator: torch.Generator | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Return the variances of the four metrics, both real (N, d) and fake (M, d) being redrawn, and their freedom.
+    """Return the variances of the four metrics over new draws of real and fake, and their degrees of freedom.
 
-    b/n times the variance of the metrics of disjoint batches of b = min(size, n // 2) of each, n = min(N, M), over
-    several random divisions into batches: disjoint batches are independent, and the variance of metrics of k nearest
-    neighbours falls as 1/n (Penrose & Yukich 2001). Whether one example is covered depends on those around it, so the
-    variance of a mean of independent values would be too small; the bootstrap fails, since copies shrink the balls
-    (Abadie & Imbens 2008).
-    Arguments: batches, of all divisions together; generator, by default one of seed 0.
-    Returns: variances by name; their degrees of freedom, of each division one less than it has batches.
-    Raises ValueError for batches of no more than a k examples.
+    The variance is b/n times that of the metrics of disjoint batches of b = min(size, n // 2) examples of each set,
+    n = min(N, M), averaged over several random divisions into batches: disjoint batches are independent, and the
+    variance of metrics of k nearest neighbours falls as 1/n (Penrose & Yukich 2001). The contributions of examples
+    depend on their neighbours, so the variance of a mean of independent values would be too small; the bootstrap fails,
+    since copies shrink the balls (Abadie & Imbens 2008).
+    Arguments:
+        real, fake: (N, d) and (M, d).
+        batches: number of batches of all divisions together.
+        size: largest size b of a batch.
+        generator: draws the divisions; by default one with seed 0.
+    Returns: variances by name, and their degrees of freedom: for each division its number of batches less one.
+    Raises ValueError where a batch would have no more examples than one of the k.
     """
     n, most = min(len(real), len(fake)), max(precision_k, density_k)
     b = min(size, n // 2)
@@ -184,10 +196,10 @@ def neighbours_variance(
 
 
 def _squares(x: Tensor, y: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """|x_i - y_j|² (B, M) of `rows` examples at a time, with the number of the first; at least 0."""
+    """Yield the index of the first of `rows` examples of x, and their |x_i - y_j|² ≥ 0 to all of y: (rows, M)."""
     if rows < 1:
         raise ValueError(f"rows must be at least 1; got {rows}")
-    # One origin for both near the data: the products below cancel less.
+    # A common origin near the data reduces cancellation in the products below.
     centre = y.mean(0, dtype=torch.float64)
     y = y.double() - centre if y.dtype == torch.float64 else y.double().sub_(centre)
     of_y = y.square().sum(1)

@@ -1,4 +1,4 @@
-"""What samples look like to somebody who knows the data: modes found, and what a classifier of real digits sees."""
+"""Coverage of known modes by samples, and the predictions of a classifier of real digits."""
 
 import math
 from functools import lru_cache
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from ...data import Mixture
-from ..figures import variance_beyond
+from ..measurements import variance_beyond
 
 __all__ = ["agreement", "coverage", "stacked_coverage"]
 
 
 def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
-    """How samples (N, D) lie among the modes of a mixture.
+    """Return how samples (N, D) cover the modes of a mixture.
 
-    modes: those with a sample within 3σ; high_quality: the share of such samples; kl: KL(found ‖ true) in nats of the
-    histogram over nearest modes; kl_standard_error: what it varies by from N samples to others.
+    modes: the number of modes with a sample within 3σ. high_quality: the share of samples within 3σ of a mode. kl:
+    KL(histogram of the samples' nearest modes ‖ uniform) in nats, and kl_standard_error, its standard error.
     """
     index, distance = mixture.nearest(samples)
     good = distance < 3
@@ -31,10 +31,10 @@ def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
 
 
 def _kl(counts: Tensor) -> tuple[float, float]:
-    """KL(histogram ‖ even) in nats of counts (K,), and its standard error where they are several to a mode.
+    """Return KL(histogram ‖ uniform) of counts (K,), in nats, and its standard error where modes have several counts.
 
-    By the delta method, (Σ s log² Ks - KL²)/N for shares s; of an even histogram what is left is of second order,
-    (modes that are met - 1)/2N², from χ²/2N (Miller 1955). See `variance_beyond`.
+    The variance is (Σ s log² Ks - KL²)/N for shares s, by the delta method; for a uniform histogram this is 0, and the
+    second-order term (modes with a count - 1)/2N² remains, from χ²/2N (Miller 1955). See `variance_beyond`.
     """
     n, share = counts.sum().item(), counts.double() / counts.sum()
     logarithm = torch.where(share > 0, len(counts) * share, 1.0).log()
@@ -45,7 +45,7 @@ def _kl(counts: Tensor) -> tuple[float, float]:
 
 @lru_cache(maxsize=2)
 def _classifier(resolution: int) -> Any:
-    """A small network that reads single digits, and its accuracy on held-out ones."""
+    """Train a small classifier of single digits; return it and its held-out accuracy."""
     from sklearn.neural_network import MLPClassifier
 
     from ...data import digits
@@ -59,23 +59,24 @@ def _classifier(resolution: int) -> Any:
 
 
 def _read(images: Tensor) -> tuple[Tensor, float]:
-    """The probabilities (N, 10) that a classifier of real digits gives images (N, H, W), and its held-out accuracy."""
+    """Return the class probabilities (N, 10) of images (N, H, W) by the classifier of real digits, and its accuracy."""
     network, accuracy = _classifier(images.shape[-1])
     return torch.as_tensor(network.predict_proba(images.flatten(1).cpu().double().numpy())), accuracy
 
 
 def agreement(samples: Tensor, labels: Tensor | None = None) -> dict[str, float]:
-    """What a classifier of real digits sees in samples (N, C, H, W): its mean confidence (largest probability), how
-    many of the ten classes appear, the share of the rarest, and the classifier's own held-out accuracy.
+    """Return statistics of the predictions of a classifier of real digits for samples (N, C, H, W).
 
-    With labels (N,) also label_agreement, the share of samples that it reads as their label.
+    confidence: the mean largest probability. classes: how many of the ten are predicted. rarest_class_share: the
+    share of the rarest class. classifier_accuracy: on held-out digits. With labels (N,) also label_agreement: the
+    share of samples whose predicted class is their label.
     """
     probabilities, accuracy = _read(samples.mean(1))
     share = torch.bincount(probabilities.argmax(1), minlength=10).double() / len(samples)
-    found = {}
+    statistics = {}
     if labels is not None:
-        found["label_agreement"] = (probabilities.argmax(1) == labels.cpu()).double().mean().item()
-    return found | {
+        statistics["label_agreement"] = (probabilities.argmax(1) == labels.cpu()).double().mean().item()
+    return statistics | {
         "confidence": probabilities.max(1).values.mean().item(),
         "classes": float((share > 0).sum()),
         "rarest_class_share": share.min().item(),
@@ -84,13 +85,12 @@ def agreement(samples: Tensor, labels: Tensor | None = None) -> dict[str, float]
 
 
 def stacked_coverage(samples: Tensor) -> dict[str, float]:
-    """How stacked digits (N, 3, H, W) lie among their 1000 modes, each channel read by a classifier of real digits.
+    """Return how stacked digits (N, 3, H, W) cover their 1000 modes, each channel classified as a digit.
 
-    modes: those seen at all; kl: KL(seen ‖ uniform) in nats of their histogram; kl_standard_error: what it varies by
-    from N samples to others; kl_floor: 999/2N, about what N exact
-    samples show (χ² of 999 degrees of freedom over 2N); confidence: the mean of the largest probability; and the
-    classifier's own accuracy on held-out single digits. What it misreads counts as found, or as missed.
-    Metz 2016, 1611.02163. Raises ValueError for another number of channels than three.
+    modes: the number of modes with a sample. kl: KL(histogram of modes ‖ uniform) in nats. kl_standard_error: its
+    standard error. kl_floor: 999/2N, its expectation for N exact samples (χ² of 999 degrees of freedom over 2N).
+    confidence: the mean largest probability. classifier_accuracy: on held-out single digits; its errors count in modes
+    and kl. Metz 2016, 1611.02163. Raises ValueError for another number of channels than three.
     """
     if samples.ndim != 4 or samples.shape[1] != 3:
         raise ValueError(f"samples must be (N, 3, H, W); got shape {tuple(samples.shape)}")

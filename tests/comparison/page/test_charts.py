@@ -15,7 +15,7 @@ def drawn(made_up, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "png", lambda figure: figures.append(figure) or b"")
     report = made_up.report(tmp_path, recipes=("vae", "ddpm"), seeds=(0, 1))
     found = read_columns(report)
-    names = [picture.name for picture in module.draw_charts(report, found)]
+    names = [picture.name for picture in module.plot_charts(report, found)]
     assert names == ["axes.png", "sampling.png", "training.png", "coverage-sharpness.png"]
     return report, found, dict(zip(names, figures))
 
@@ -53,7 +53,7 @@ def test_a_seed_s_gap_is_a_gap_in_the_mean(made_up, tmp_path, monkeypatch):
     report = made_up.report(tmp_path, recipes=("vae",), seeds=(0, 1))
     runs = report["recipes"][0]["runs"]
     runs[1]["curve"][0]["frechet"] = "nan"
-    module.draw_charts(report, read_columns(report))
+    module.plot_charts(report, read_columns(report))
     (axes,) = next(figure for figure in figures if figure.axes[0].get_xlabel() == "Training time (s)").axes
     (line,) = thick(axes)
     assert math.isnan(line[0][1])

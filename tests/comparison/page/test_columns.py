@@ -13,12 +13,12 @@ from hybrids.comparison.page.columns import (
     Floor,
     common_floor,
     csv_text,
+    decimal_places,
     headlines,
     integer,
     interval,
     leader,
     make_table,
-    places,
     plus_minus,
     read_columns,
     rounded,
@@ -143,7 +143,7 @@ def test_one_finished_seed_has_no_worst(made_up, tmp_path):
     vae["runs"] = vae["runs"][:1]
     vae["summary"] = made_up.summarized(vae["runs"])
     worst = read_columns(report)[-1]
-    assert worst.cells[0].value is None and worst.cells[0].why == "takes two finished runs at least"
+    assert worst.cells[0].value is None and worst.cells[0].why == "needs at least two finished runs"
     assert worst.cells[1].value == report["recipes"][1]["summary"]["frechet"]["worst"]
 
 
@@ -228,7 +228,7 @@ def test_rounding_costs_at_most_a_sixth_of_the_half_width_and_keeps_no_idle_digi
     for _ in range(2000):
         value = rng.choice((-1, 1)) * 10 ** rng.uniform(-3.5, 6.5)
         half = abs(value) * 10 ** rng.uniform(-3, 0)
-        unit = 10.0 ** -places(value, value - half, value + half)
+        unit = 10.0 ** -decimal_places(value, value - half, value + half)
         assert half / 30 <= unit * (1 + 1e-9) and unit <= half / 3 * (1 + 1e-9)
         assert abs(read(rounded(value, value - half, value + half)) - value) <= half / 6 * (1 + 1e-6)
 

@@ -152,11 +152,11 @@ def test_every_number_of_the_report_is_on_the_page_to_its_shown_precision(writte
 def test_the_page_says_what_it_is_about(written):
     report, out = written
     page = parsed(out)
-    for said in ("digits, 1 × 8 × 8, 17 levels, 1,500 training examples", "64,000 images seen for each run",
+    for said in ("digits, 1 × 8 × 8, 17 grey levels, 1,500 training examples", "64,000 images seen for each run",
                  "about 500,000 for each model", "2,000 of each run", "cpu, 1 thread, PyTorch 2.13.0, Python 3.11",
                  "confirmed", "contradicted", "not measured", "undecided", "no usual word", "“blurry”",
                  "0.43 of real is below 0.9", "; 1,750 of real data",
-                 "Measured for none of these recipes: Factor vae: these data have no factors"):  # fmt: skip
+                 "Not measured for any of these recipes: Factor vae: these data have no factors"):  # fmt: skip
         assert said in page.text, said
     assert report["command"] in " ".join(page.text.split())
     for metric in report["metrics"]:
@@ -365,10 +365,10 @@ def test_intervals_and_spreads_are_explained(made_up, tmp_path):
     one = made_up.report(tmp_path, recipes=("vae",), seeds=(0,))
     three = made_up.report(tmp_path, recipes=("vae",))
     assert "Student's 95% interval over seeds" in words_of(three).text
-    assert "its 95% interval over examples, which tells nothing of other seeds" in words_of(one).text
+    assert "its 95% interval over examples, which does not include the variation over seeds" in words_of(one).text
     for report in (one, three):
         assert "± is its standard deviation over random splits" in words_of(report).text
-    assert "Undecided: the number's interval spans the limit" in words_of(three).text
+    assert "Undecided: the interval of the number spans the limit" in words_of(three).text
 
 
 def test_six_failures_are_named_and_more_are_counted(made_up, tmp_path):
@@ -399,8 +399,8 @@ def test_a_metric_without_a_column_is_named_with_its_reason(made_up, tmp_path):
     report["recipes"].append(made_up.refused("wgan", "WGAN", "too small"))
     report["recipes"][0]["missing"] |= {"modes": "the data have no modes", "samples": "not a metric"}
     text = words_of(report).text
-    names = "Factor vae: these data have no factors Modes found: the data have no modes"
-    assert f"Measured for none of these recipes: {names} Definitions" in text
+    names = "Factor vae: these data have no factors Modes covered: the data have no modes"
+    assert f"Not measured for any of these recipes: {names} Definitions" in text
 
 
 def test_each_number_of_a_run_is_in_its_column_and_the_cost_of_the_recipe_below(made_up, tmp_path):
@@ -528,7 +528,7 @@ def test_points_are_scattered(made_up, tmp_path):
     report = made_up.report(tmp_path, recipes=("vae", "gan"), seeds=(0,), plane=True)
     write_report(report, tmp_path)
     page = parsed(tmp_path)
-    assert "8-gaussians, 2, drawn without end" in page.text and "64 points: VAE, seed 0" in str(page.tags)
+    assert "8-gaussians, 2, unlimited draws" in page.text and "64 points: VAE, seed 0" in str(page.tags)
     assert not (tmp_path / "figures" / "coverage-sharpness.png").exists()
     for name in ("samples", "reconstructions", "interpolations"):
         assert colours(tmp_path / "figures" / f"{name}.png") > 4

@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hybrids.comparison.page.panels import _cloud, draw_panels, even
+from hybrids.comparison.page.panels import _cloud, even, render_panels
 
 
 def panels_of(out, shape, **tensors):
     """The panels of a recipe whose second run left these tensors."""
     save_file(tensors, out / "seed-4.safetensors")
     runs = [{"seed": 3}, {"seed": 4, "samples": "seed-4.safetensors"}]
-    return draw_panels({"shape": shape, "recipes": [{"title": "VAE", "runs": runs}]}, out)
+    return render_panels({"shape": shape, "recipes": [{"title": "VAE", "runs": runs}]}, out)
 
 
 def test_originals_are_above_their_reconstructions(tmp_path):

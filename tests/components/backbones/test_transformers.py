@@ -43,7 +43,7 @@ def test_without_positions_patches_are_a_set(kind):
     randomized(network)
     swap = (lambda x: x.roll(2, dims=2)) if kind == "image" else (lambda x: x.roll(4, dims=2))
     assert not torch.allclose(network(swap(x), t), swap(network(x, t)), atol=1e-4)
-    network.transformer.place.zero_()
+    network.transformer.position_embedding.zero_()
     torch.testing.assert_close(network(swap(x), t), swap(network(x, t)), atol=1e-5, rtol=1e-4)
 
 

@@ -41,7 +41,7 @@ def test_vit_labels_and_places():
     assert not torch.allclose(null, network(x, torch.zeros(4, dtype=torch.long)).mean)
     moved = x.roll(2, dims=2)
     assert not torch.allclose(network(moved).mean, null, atol=1e-4)
-    network.place.zero_()
+    network.position_embedding.zero_()
     torch.testing.assert_close(network(moved).mean, network(x).mean, atol=1e-5, rtol=1e-4)
 
 
