@@ -1,14 +1,16 @@
 """A stage: the part of a run that trains some players, and the model that it leaves behind."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from .data import Batches, Data
-from .game import Player
+from .game import Player, frozen
+from .modes import untouched
 from .refusal import Refusal
 
 __all__ = ["Stage", "check_finite", "check_moved", "checked", "unmoved"]
@@ -43,6 +45,20 @@ class Stage:
         return nn.ModuleDict(
             {"model": self.model, "players": nn.ModuleDict({player.name: player for player in self.players})}
         )
+
+    @contextmanager
+    def turn(self, player: Player) -> Iterator[None]:
+        """Put everything in the state of a player's turn: training mode, what it uses in eval mode, all others frozen.
+
+        Afterwards gradients, buffers, modes, `requires_grad` and torch's random numbers are as they were.
+        """
+        root, own = self.root(), {id(p) for p in player.parameters_moved()}
+        others = [p for each in self.players for p in each.parameters() if id(p) not in own]
+        with untouched(root), torch.enable_grad(), frozen(others):
+            root.train()
+            for each in self.players:
+                each.uses.eval()
+            yield
 
 
 def unmoved(stage: Stage) -> list[str]:

@@ -1,7 +1,7 @@
 """What the framework costs: a step of `train` against a bare loop, a step of a sampler against diffusers', its import
-against torch's, its data against PNGs.
+and the start of a recipe against torch's, its data against PNGs.
 
-    python scripts/benchmark.py [overhead | sampling | import | data | metrics]
+    python scripts/benchmark.py [overhead | sampling | import | start | data | metrics]
 
 Machines are shared and noisy, so both sides alternate in seven rounds of one run and the medians are compared; the two
 training loops also take turns step by step inside a round. `metrics`, which `all` leaves out, has no other side: the
@@ -13,6 +13,7 @@ import io
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -154,15 +155,47 @@ def sampling() -> None:
 def importing() -> None:
     """In fresh processes."""
 
-    def seconds(what: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", f"import {what}"], check=True)
-        return time.perf_counter() - start
-
-    pairs = list(rounds(partial(seconds, "torch"), partial(seconds, "hybrids, components")))
+    pairs = list(rounds(partial(_process, "import torch"), partial(_process, "import hybrids, components")))
     ratio = statistics.median(b / a for a, b in pairs)
     print(f"import hybrids, components against import torch: ratio {ratio:.3f}")
     print(f"  (torch {statistics.median(a for a, _ in pairs):.2f} s)")
+
+
+def start() -> None:
+    """From a recipe's command to the end of its first step, in fresh processes.
+
+    A torch optimizer imports torch._dynamo when it is made, whoever makes it: the second ratio leaves that out.
+    """
+    torch_alone = "import torch, accelerate"
+    with_optimizer = f"{torch_alone}; torch.optim.AdamW([torch.zeros(1, requires_grad=True)])"
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("vae", "ddpm"):
+            first_step = f"""
+import os
+from hybrids.experiment import load_recipe, main
+from hybrids.experiment.run import run
+inner = run.train
+def train(*given):
+    next(inner(*given))
+    os._exit(0)
+run.train = train
+recipe = load_recipe({name!r})
+main(recipe.Settings, recipe.build, ["--device", "cpu", "--overwrite", "--out", {folder!r}])
+"""
+            sides = (torch_alone, with_optimizer, first_step)
+            times = [[_process(side) for side in sides] for _ in range(1 + ROUNDS)][1:]
+            ratios = [statistics.median(last / row[i] for *row, last in times) for i in (0, 1)]
+            print(
+                f"the first step of {name}.py after {statistics.median(row[-1] for row in times):.2f} s: "
+                f"{ratios[0]:.2f} × {torch_alone}, {ratios[1]:.2f} × that with an optimizer made"
+            )
+
+
+def _process(code: str) -> float:
+    """Seconds of a fresh process."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
 def data() -> None:
@@ -226,7 +259,7 @@ def metrics() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the framework costs.")
     parser.add_argument(
-        "what", nargs="?", choices=["overhead", "sampling", "import", "data", "metrics", "all"], default="all"
+        "what", nargs="?", choices=["overhead", "sampling", "import", "start", "data", "metrics", "all"], default="all"
     )
     chosen = parser.parse_args().what
     if chosen in ("overhead", "all"):
@@ -235,6 +268,8 @@ def main() -> None:
         sampling()
     if chosen in ("import", "all"):
         importing()
+    if chosen in ("start", "all"):
+        start()
     if chosen in ("data", "all"):
         data()
     if chosen == "metrics":

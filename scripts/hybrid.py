@@ -37,4 +37,4 @@ accelerator = Accelerator()
 loader = data.batches(64, rank=accelerator.process_index, world_size=accelerator.num_processes)
 for step, logs in train(players, loader, accelerator, steps=1000):
     if step % 100 == 0:
-        accelerator.print(step, {name: round(value.item(), 3) for name, value in logs.items()})
+        accelerator.print(step, {name: float(f"{value:.3g}") for name, value in logs.items()})

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,17 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests" / folder) for folder in ("game", "common")]
 # Runs are compared to the bit, and subprocesses get one thread too.
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the files that took longest, fixtures included, of all processes."""
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            seconds[getattr(report, "nodeid", "").partition("::")[0]] += getattr(report, "duration", 0.0)
+    slowest = [f"{file} {spent:.0f} s" for file, spent in seconds.most_common(8) if spent >= 1]
+    if slowest:
+        terminalreporter.write_line(f"slowest files: {', '.join(slowest)}; all {sum(seconds.values()):.0f} s")
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ def test_the_hybrid_shown_is_the_script() -> None:
     assert f"```python\n{(ROOT / 'scripts' / 'hybrid.py').read_text()}```" in README
 
 
-def test_the_hybrid_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hybrid_trains(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code = (ROOT / "scripts" / "hybrid.py").read_text()
     assert code.count("steps=1000") == 1 and code.count("% 100") == 1
     names: dict[str, object] = {}
@@ -63,6 +63,7 @@ def test_the_hybrid_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     logs = names["logs"]
     assert {"loss/vae/prior.diffusion", "loss/vae/adversarial", "loss/critic/adversarial"} <= set(logs)
     assert all(value.isfinite() for value in logs.values())
+    assert "'lr/vae': 0.0001" in capsys.readouterr().out
 
 
 def test_every_recipe_is_in_the_table() -> None:

@@ -1,8 +1,10 @@
 """Costs of a model: parameters, FLOPs, network evaluations, samples per second. The model is not changed."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..game import frozen
 from ..models.model import offered
 from ..modes import evaluating, untouched
 
 if TYPE_CHECKING:
     from ..data import Data
+    from ..player import Player
     from ..stage import Stage
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "evaluations_by_part",
     "flops_per_sample",
     "flops_per_step",
+    "memory_per_step",
     "parameters",
     "samples_per_second",
 ]
@@ -135,39 +138,107 @@ def flops_per_step(stage: "Stage", batch: Batch, step: int = 0) -> float:
         step: first step of the period.
     Raises ValueError, naming the player, for a loss that does not depend on the parameters that the player moves.
     """
-    root = stage.root()
-    lazy: list[Any] = [module.lazy for module in root.modules() if hasattr(module, "lazy")]
+    lazy: list[Any] = [module.lazy for module in stage.root().modules() if hasattr(module, "lazy")]
     periods = [player.every for player in stage.players], lazy
     cycle = math.lcm(*periods[0], *periods[1])
     # Steps with the same players and penalties cost the same, so one of each kind is counted.
     kinds: dict[tuple[bool, ...], list[int]] = {}
     for i in range(step, step + cycle):
         kinds.setdefault(tuple(i % period == 0 for period in (*periods[0], *periods[1])), []).append(i)
-    return sum(_turn(stage, root, batch, steps[0]) * len(steps) for steps in kinds.values()) / cycle
+    return sum(_turn(stage, batch, steps[0]) * len(steps) for steps in kinds.values()) / cycle
 
 
-def _turn(stage: "Stage", root: nn.Module, batch: Batch, step: int) -> float:
-    """Return the FLOPs of the players' turns in one step."""
-    everything = list({id(p): p for player in stage.players for p in player.moves.parameters()}.values())
-    with untouched(root), torch.enable_grad(), _flops() as counted:
-        root.train()
+def _turn(stage: "Stage", batch: Batch, step: int) -> float:
+    with _flops() as counted:
         for player in stage.players:
-            player.uses.eval()
-        for player in stage.players:
-            if step % player.every:
-                continue
-            own = {id(p) for p in player.parameters_moved()}
-            used = list(player.uses.parameters())
-            with frozen([p for p in everything if id(p) not in own] + used):
-                total, _ = player(batch, step)
-                if not total.requires_grad:
-                    raise ValueError(
-                        f"player {player.name!r}: the loss must depend on the parameters in moves; it does not"
-                    )
-                total.backward()
-            for p in everything:
-                p.grad = None
+            if step % player.every == 0:
+                _differentiate(stage, player, batch, step)
     return float(counted.get_total_flops())
+
+
+def _differentiate(stage: "Stage", player: "Player", batch: Batch, step: int) -> None:
+    """Run one player's loss forward and backward; drop its gradients."""
+    with stage.turn(player):
+        total, _ = player(batch, step)
+        if not total.requires_grad:
+            raise ValueError(f"player {player.name!r}: the loss must depend on the parameters in moves; it does not")
+        total.backward()
+
+
+def memory_per_step(stage: "Stage", batch: Batch, step: int = 0) -> dict[str, int]:
+    """Return the bytes that the training of a stage holds at most, by what holds them.
+
+    parameters: with buffers, of the model and all players. gradients: of the player that moves most, since each drops
+    its own before the next one's turn. optimizer: the state of all optimizers after their first step. activations: the
+    largest sum of the tensors that autograd saves for the backward pass and has not released yet, over all turns; each
+    storage once, parameters and buffers excluded. The first three are exact; activations leave out what kernels need
+    for themselves and intermediate results that are not saved, and are therefore an estimate from below.
+    Parameters, gradients, buffers, modes and random state are restored. Arguments: as of `flops_per_step`.
+    """
+    root = stage.root()
+    saved = _Saved(root)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+        for player in stage.players:
+            _differentiate(stage, player, batch, step)
+    return {
+        "parameters": _bytes([*root.parameters(), *root.buffers()]),
+        "gradients": max(_bytes(player.parameters_moved()) for player in stage.players),
+        "optimizer": sum(_optimizer_bytes(player) for player in stage.players),
+        "activations": saved.peak,
+    }
+
+
+class _Saved:
+    """Hooks of autograd that follow how many bytes it holds for the backward pass."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.exempt = {_place(t) for t in [*root.parameters(), *root.buffers()]}
+        self.holders: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> "_Packed":
+        place, size = _place(tensor), tensor.untyped_storage().nbytes()
+        packed = _Packed(tensor)
+        if place not in self.exempt:
+            if place not in self.holders:
+                self.now += size
+                self.peak = max(self.peak, self.now)
+            self.holders[place] = self.holders.get(place, 0) + 1
+            weakref.finalize(packed, self._release, place, size)
+        return packed
+
+    def unpack(self, packed: "_Packed") -> Tensor:
+        return packed.tensor
+
+    def _release(self, place: int, size: int) -> None:
+        self.holders[place] -= 1
+        if not self.holders[place]:
+            del self.holders[place]
+            self.now -= size
+
+
+class _Packed:
+    """A saved tensor, whose end of life can be observed."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _optimizer_bytes(player: "Player") -> int:
+    """Return the bytes of the optimizer's state after a step, which a copy of it takes."""
+    optimizer = copy.deepcopy(player.optimizer)
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return _bytes(v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
 def batch_of(stage: "Stage", data: "Data", batch_size: int, device: torch.device | str = "cpu") -> Batch:

@@ -195,7 +195,7 @@ def test_names_that_are_none_are_refused(name):
 
 @pytest.mark.parametrize("module, data, command", [
     ("datasets", "hub:owner/name", "python -m pip install 'datasets>=4.0'"),
-    ("sklearn.datasets", "digits", "python -m pip install 'scikit-learn>=1.5'"),
+    ("sklearn", "digits", "python -m pip install 'scikit-learn>=1.5'"),
 ])  # fmt: skip
 def test_fault_23_a_missing_package_is_named_with_the_command(monkeypatch, module, data, command):
     monkeypatch.setitem(sys.modules, module, None)

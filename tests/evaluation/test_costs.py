@@ -23,6 +23,7 @@ from hybrids.evaluation.costs import (
     evaluations_by_part,
     flops_per_sample,
     flops_per_step,
+    memory_per_step,
     parameters,
     samples_per_second,
 )
@@ -265,6 +266,41 @@ def test_the_rate_is_of_the_second_call():
     assert model.calls == [10, 10] and 10 / 0.45 < found <= 10 / 0.02
     with pytest.raises(ValueError, match="that of the model, cpu; got cuda"):
         samples_per_second(model, 2, "cuda")
+
+
+class Squares(nn.Module):
+    """x → x² twice: autograd saves the input of each square, and nothing else of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+
+    def sample(self, n, generator=None):
+        return torch.zeros(n, 5)
+
+
+def test_the_memory_of_a_step():
+    """Known sizes: 5 float32 parameters, as many in the gradient, two moments and a count in Adam; saved are the 8 × 5
+    factors of (x w)² twice, in forward, and afterwards everything is as it was."""
+    model = Squares()
+    loss = lambda x: Terms(square=((x * model.weight).square().square()).sum(1))  # noqa: E731
+    player = Player(loss, [model], optimizer=torch.optim.Adam)
+    memory = memory_per_step(Stage("squares", model, [player]), torch.ones(8, 5))
+    assert (memory["parameters"], memory["gradients"], memory["optimizer"]) == (20, 20, 44)
+    # x itself, x w and (x w)²: each once.
+    assert memory["activations"] == 3 * 8 * 5 * 4
+    assert not player.optimizer.state and (model.weight == 1).all() and model.weight.grad is None
+
+
+def test_memory_is_released_between_turns():
+    """Two players in turn hold the activations of one of them, and the gradients of the larger."""
+    model = Squares()
+    loss = lambda x: Terms(square=((x * model.weight).square().square()).sum(1))  # noqa: E731
+    other = nn.Linear(5, 1)
+    second = Player(lambda x: Terms(error=other(x)[:, 0]), [other], optimizer=torch.optim.SGD, name="other")
+    stage = Stage("both", model, [Player(loss, [model], optimizer=torch.optim.SGD, name="squares"), second])
+    memory = memory_per_step(stage, torch.ones(8, 5))
+    assert memory == {"parameters": 44, "gradients": 24, "optimizer": 0, "activations": 480}
 
 
 def test_a_batch_is_refused_where_there_are_no_examples():

@@ -1,7 +1,5 @@
 """Runs that learn p(x|label): batches carry labels, pictures have a column a class, samples are drawn by label."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,6 @@ from hybrids import Diffusion, experiment
 from hybrids.data import load_data
 from hybrids.experiment import load_recipe
 from hybrids.pictures import labels_shown
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def run(out: Path, *argv) -> None:
@@ -73,17 +69,6 @@ def test_labels_reach_every_player(name, flat, label_dropout, row):
             assert gradient.abs().sum(1).nonzero().flatten().tolist() == [row], f"{player.name}: {gradient}"
 
 
-@pytest.mark.slow
-def test_a_script_draws_one_label_and_refuses_others(tmp_path, few_digits):
-    """`scripts/sample.py --label` asks the model for that label; one that there is not is refused, exit code 2."""
-    run(tmp_path / "run", "--conditional")
-    script = [sys.executable, REPOSITORY / "scripts" / "sample.py", tmp_path / "run", "--number", "2"]
-    drawn = subprocess.run([*script, "--label", "3", "--guidance-scale", "2"], capture_output=True, text=True)
-    assert drawn.returncode == 0 and "2 samples" in drawn.stdout, drawn.stderr
-    refused = subprocess.run([*script, "--label", "10"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "--label 10: expected one of 0, 1, 2, " in refused.stderr
-
-
 def test_the_scale_of_a_run_is_that_of_its_samples(tmp_path, few_digits):
     """`load` brings --guidance-scale back with the sampler; one given to `sample` replaces it, and 1 is no guidance."""
     run(tmp_path / "run", "--conditional", "--guidance-scale", 3)
@@ -116,12 +101,3 @@ def test_what_cannot_be_conditional_is_refused(argv, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path / "run", *argv)
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_scale_without_a_label_is_refused_by_the_script(tmp_path, few_digits):
-    """There is nothing to guide by: silence would say that it had an effect."""
-    run(tmp_path / "run", "--conditional")
-    script = [sys.executable, REPOSITORY / "scripts" / "sample.py", tmp_path / "run", "--guidance-scale", "2"]
-    refused = subprocess.run(script, capture_output=True, text=True)
-    assert refused.returncode == 2 and "nothing to guide by without --label" in refused.stderr

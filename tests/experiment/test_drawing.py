@@ -99,6 +99,7 @@ def test_a_latent_model_hands_the_sampler_to_its_second_stage(tmp_path, few_digi
     (["--spacing", "leading", "--steps", 5000], "the sampler's steps must be at most timesteps, 8; got 5000"),
     (["--thresholding", 2], "thresholding must be a quantile in (0, 1]; got 2.0"),
     (["--label", 10], "--label 10: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+    (["--guidance-scale", 2], "--guidance-scale: there is nothing to guide by without --label"),
     (["--guidance-rescale", 0.5], "--guidance-rescale: there is nothing to guide by without --label"),
     (["--guidance-interval", 0.1, 0.9], "--guidance-interval: there is nothing to guide by without --label"),
     (["--label", 1, "--guidance-rescale", 0.5], "guidance_interval and guidance_rescale change nothing"),

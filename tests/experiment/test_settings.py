@@ -1,6 +1,5 @@
 """Settings: precedence, conversion, refusals all at once, help, and the round trip through a run's config.yaml."""
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,14 +309,10 @@ def test_refusing_lets_other_errors_through():
         raise KeyError("a defect of ours keeps its traceback")
 
 
-@pytest.mark.slow
-def test_a_script_is_refused_without_a_traceback(tmp_path):
-    script = tmp_path / "toy.py"
-    script.write_text(
-        "from __future__ import annotations\n"
-        "from hybrids.experiment.settings import Settings, parse\nfrom hybrids.refusal import refusing\n"
-        "with refusing():\n    parse(Settings, None, 'toy')\n"
-    )
-    got = subprocess.run([sys.executable, script, "--steps", "0", "--sed", "1"], capture_output=True, text=True)
-    assert got.returncode == 2 and got.stdout == "" and "Traceback" not in got.stderr
-    assert got.stderr.count("refused: ") == 2
+def test_a_script_is_refused_without_a_traceback(monkeypatch, capsys):
+    """Its own command line is read where none is given."""
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--steps", "0", "--sed", "1"])
+    with pytest.raises(SystemExit, match="^2$"), refusing():
+        parse(Settings, None, "toy")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("refused: ") == 2 and "Traceback" not in printed.err

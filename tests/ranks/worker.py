@@ -151,7 +151,7 @@ def noise():
 
 
 def run_noise():
-    """In a whole run: the first weights, and the first noise that a loss draws."""
+    """In a whole run: the first weights, and the noise and data of the last step."""
     from hybrids.experiment import Stage
 
     seen = {}
@@ -161,8 +161,8 @@ def run_noise():
         seen["weights"] = layer.weight.flatten()[:4].tolist()
 
         def loss(x):
-            seen.setdefault("noise", torch.randn(4).tolist())
-            seen.setdefault("data", x.flatten(1).sum(1).tolist())
+            seen["noise"] = torch.randn(4).tolist()
+            seen["data"] = x.flatten(1).sum(1).tolist()
             return Terms(a=layer(x.flatten(1)).square().sum(1))
 
         layer.sample = lambda n, generator=None: torch.zeros(n, 1, 8, 8)

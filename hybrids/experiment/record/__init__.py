@@ -1,5 +1,7 @@
-"""What a run writes for people: logs, pictures, evaluations, the summary."""
+"""What a run writes for people: the table of its players, logs, pictures, evaluations, the summary; --dry-run."""
 
+from .dry_run import dry_run
+from .players import few
 from .record import Record
 
-__all__ = ["Record"]
+__all__ = ["Record", "dry_run", "few"]

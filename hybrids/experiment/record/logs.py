@@ -4,6 +4,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,18 +84,28 @@ class Gathered:
 
 
 class Logs:
-    """The run folder's metrics.jsonl and tensorboard/. Only the main process makes one."""
+    """The run folder's metrics.jsonl and tensorboard/. Only the main process makes one.
+
+    TensorBoard is imported, and its file opened, with the first numbers or picture: texts wait until then.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.folder, self.path, self.start = folder, folder / "metrics.jsonl", step
         self._cut_back(step)
+        self.texts: dict[str, str] = {}
         self.board: Any = None
-        self._try(lambda: self._open(folder, step))
+        self.failed = False
 
-    def _open(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def _open(self) -> Any:
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            purged = self.start + 1 if self.start else None
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purged)
+        for tag, text in self.texts.items():
+            self.board.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))
+        self.texts.clear()
+        return self.board
 
     def _cut_back(self, step: int) -> None:
         """Forget what was logged after the step that the run goes on from."""
@@ -114,23 +125,24 @@ class Logs:
         """One line of metrics.jsonl, and a point on each curve."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        self._try(lambda: [self.board.add_scalar(tag, value, step) for tag, value in values.items()])
+        self._try(lambda: [self._open().add_scalar(tag, value, step) for tag, value in values.items()])
 
     def image(self, step: int, tag: str, drawn: Tensor) -> None:
         """A picture (3, H, W) in [0, 1]."""
-        self._try(lambda: self.board.add_image(tag, drawn, step))
+        self._try(lambda: self._open().add_image(tag, drawn, step))
 
     def text(self, tag: str, text: str) -> None:
-        """Text, shown as code."""
-        self._try(lambda: self.board.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines())))
+        """Text, shown as code; a later one of the same tag takes its place where none is written yet."""
+        self.texts[tag] = text
 
     def close(self) -> None:
         """Flush everything."""
-        self._try(lambda: self.board.close())
+        if self.board is not None:
+            self._try(lambda: self._open().close())
 
-    def _try(self, action: Any) -> None:
+    def _try(self, action: Callable[[], object]) -> None:
         """TensorBoard is a convenience: where it fails, the run goes on."""
-        if self.board is None and self.__dict__.get("failed"):
+        if self.failed:
             return
         try:
             action()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data import Data
+from ...data import Batches, Data
 from ...files import write_whole
 from ...modes import evaluating
 from ...pictures import COLUMNS, labels_shown, save_picture
@@ -18,6 +18,7 @@ from ...refusal import Refusal
 from ...stage import Stage
 from ..settings import Settings, to_yaml
 from .logs import Gathered, Logs, NotFinite
+from .players import few, players_table
 
 __all__ = ["Record"]
 
@@ -40,6 +41,7 @@ class Record:
         self.main: bool = accelerator.is_main_process
         self.values: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
+        self.announced = False
         self.began, self.before = time.perf_counter(), 0.0
         if self.main:
             write_whole(folder / "config.yaml", to_yaml(settings, recipe))
@@ -159,6 +161,31 @@ class Record:
             + (f"\nclasses {self.data.describe_classes()}" if self.data.classes else "")
             + (f"\ngoing on from {source} at step {start}" if source else "")
         )
+
+    def players(self, index: int, batches: Any) -> None:
+        """Write players.txt, who moves what, and print it: all of it at first, then each stage's part as it starts.
+
+        Every rank calls it, since a loss may communicate: each is computed on a batch, which is not taken from the
+        training's, with nothing drawn or changed. A stage whose data are made of the stages before it shows its losses
+        once it starts. Arguments: index, of the stage that starts; batches, its own.
+        """
+        tables = []
+        for i, stage in enumerate(self.stages):
+            data: Any = self.data if stage.batches is None else stage.batches
+            if i == index:
+                data = batches.data if isinstance(batches, Batches) else None
+            batch = None
+            if isinstance(data, Data) and len(data):
+                # As many as in training: kernels chosen and graphs compiled for them are those of the first step.
+                examples = few(data, self.settings.batch_size)
+                batch = next(iter(examples.batches(len(examples), 0, 0, 1, self.accelerator.device, stage.conditional)))
+            tables.append(players_table(stage, stage.steps or self.settings.steps, batch))
+        if self.main:
+            text = "\n".join(tables)
+            write_whole(self.folder / "players.txt", text + "\n")
+            self.logs.text("players", text)
+        self.say(tables[index] if self.announced else "\n".join(tables))
+        self.announced = True
 
     def say(self, text: str) -> None:
         """Print it once."""

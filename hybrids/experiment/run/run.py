@@ -29,8 +29,8 @@ from ..checkpoints.state import (
     restore_random_numbers,
     weights,
 )
+from ..record import Record, dry_run, few
 from ..record.logs import Gathered
-from ..record.record import Record
 from ..settings import Settings, parse, to_yaml
 from .batches import batches_of, read, seed_all
 from .signals import Signals
@@ -92,6 +92,8 @@ class _Run:
         with asked("data"):
             self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
             self.data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+        if settings.dry_run:
+            self.data = few(self.data, max(64, settings.batch_size * accelerator.num_processes))
         # What config.yaml records is resolved.
         self.settings = settings = replace(settings, data=self.data.name)
         if self.data.is_image:
@@ -114,6 +116,8 @@ class _Run:
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
+        if self.settings.dry_run:
+            return dry_run(self.settings, self.recipe, self.data, self.stages, self.accelerator)
         with ExitStack() as stack:
             source = decide_on_main(self.accelerator, lambda: self._claim(stack))
             saved = None if source is None else self._read(source)
@@ -212,6 +216,7 @@ class _Run:
         if saved is not None and saved.step > first:
             start = saved.step
             self._restore(index, batches, ema, saved)
+        self.record.players(index, batches)
         shown = stage.model if ema is None else ema.module
         gathered = Gathered()
         if saved is not None and saved.step > first and saved.rank_tensors is not None:

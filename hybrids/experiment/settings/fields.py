@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 __all__ = ["Rule", "Setting", "setting", "settings_of", "show"]
 
 _TRUE, _FALSE, _NONE = ("true", "yes", "on"), ("false", "no", "off"), ("none", "null")
+
+_BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 # A YAML file can nest aliases until its repr fills the memory; a message needs the beginning only.
 _short = reprlib.Repr()
@@ -44,8 +47,7 @@ class Rule:
 
     def limits(self) -> str:
         """The limits in words: `at least 1 and below 10`; empty where there are none."""
-        bounds = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
-        words = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+        words = [f"{name.replace('_', ' ')} {bound}" for name, bound, _ in self._bounds()]
         if self.choices is not None:
             words.append("one of " + ", ".join(map(str, self.choices)))
         return " and ".join(words)
@@ -56,13 +58,12 @@ class Rule:
             return all(self.allows(part) for part in value)
         if value is None:
             return True
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-            and (self.choices is None or value in self.choices)
-        )
+        in_bounds = all(holds(value, bound) for _, bound, holds in self._bounds())
+        return in_bounds and (self.choices is None or value in self.choices)
+
+    def _bounds(self) -> list[tuple[str, float, Callable[[Any, Any], bool]]]:
+        bounds = ((name, getattr(self, name), holds) for name, holds in _BOUNDS.items())
+        return [each for each in bounds if each[1] is not None]
 
 
 def setting(

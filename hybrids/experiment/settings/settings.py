@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ...data import Data
 from ...own import is_own
 from ...refusal import Refusal, is_main
-from .fields import setting, settings_of
+from .fields import Rule, Setting, setting, settings_of
 from .sources import help_text, read_arguments, read_file
 
 __all__ = ["Conditional", "Settings", "parse", "to_yaml"]
@@ -27,6 +27,13 @@ S = TypeVar("S", bound="Settings")
 _FP16 = (
     "fp16 needs a gradient scaler, and one scaler for the optimizers of several players shrinks their updates "
     "without an error; use bf16, or no for full precision"
+)
+
+_CONFIG = Setting(
+    "config",
+    Path,
+    None,
+    Rule("A YAML file of settings as `batch_size: 8`, such as a run's config.yaml; the command line goes before it."),
 )
 
 
@@ -72,6 +79,7 @@ class Settings:
         "Otherwise the path of a checkpoint or run to go on from.",
     )
     overwrite: bool = setting(False, "Remove the run that --out holds, and only that.")
+    dry_run: bool = setting(False, "Print players, networks, memory and FLOPs; train and write nothing.")
     checkpoint_every: int | None = setting(None, "Steps between checkpoints; none: only at the end.", at_least=1)
     keep_checkpoints: int = setting(2, "How many checkpoints to keep, newest first.", at_least=1)
     sample_every: int | None = setting(None, "Steps between sample grids; none: only at the end.", at_least=1)
@@ -115,13 +123,16 @@ def parse(cls: type[S], argv: Sequence[str] | None, recipe: str) -> S:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     known = settings_of(cls)
+    on_command_line = {**known, "config": _CONFIG}
     if "--help" in words or "-h" in words:
         if is_main():
-            print(help_text(cls, recipe, known, settings_of(Settings)))
+            print(help_text(cls, recipe, on_command_line, {**settings_of(Settings), "config": _CONFIG}))
         raise SystemExit(0)
-    entries, config, errors = read_arguments(words, known)
-    if config is not None:
-        from_file, file_errors = read_file(Path(config), recipe, known)
+    typed, errors = read_arguments(words, on_command_line)
+    paths = [value for _, name, value in typed if name == "config"]
+    entries = [entry for entry in typed if entry.name != "config"]
+    if paths:
+        from_file, file_errors = read_file(Path(paths[-1]), recipe, known)
         given = {name for _, name, _ in entries}
         file_errors += [
             f"{where}: {value} is a Python file, which is only run where you name it: --data {value}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .fields import Setting, show
 
-__all__ = ["Entry", "help_text", "read_arguments", "read_file", "unknown"]
+__all__ = ["Entry", "help_text", "read_arguments", "read_file"]
 
 # What diffusers' training scripts call a thing, and ours: (setting, remark).
 _COUNTERPARTS = {
@@ -40,66 +40,43 @@ class Entry(NamedTuple):
     value: Any
 
 
-def unknown(where: str, name: str, known: Mapping[str, Setting], flags: bool) -> str:
-    """The refusal of a name that is no setting, with its counterpart or its nearest match."""
-
-    def spell(match: str) -> str:
-        return "--" + match.replace("_", "-") if flags else match
-
-    counterpart, remark = _COUNTERPARTS.get(name, ("", ""))
-    if counterpart in known:
-        return f"{where}: no such setting; here it is {spell(counterpart)}" + (f" ({remark})" if remark else "")
-    near = difflib.get_close_matches(name, [*known, "config"] if flags else known, n=1)
-    return f"{where}: no such setting; " + (f"did you mean {spell(near[0])}?" if near else "--help lists them all")
-
-
-def read_arguments(argv: Sequence[str], known: Mapping[str, Setting]) -> tuple[list[Entry], str | None, list[str]]:
-    """The entries of a command line, the file given by `--config`, and what is wrong with its form.
+def read_arguments(argv: Sequence[str], known: Mapping[str, Setting]) -> tuple[list[Entry], list[str]]:
+    """Return the entries of a command line, and what is wrong with its form.
 
     `--name value`, `--name=value`, `--flag` and `--no-flag`, with hyphens or underscores; never an abbreviation, whose
     meaning would change with each new setting. A tuple takes all words up to the next `--`. The last of two wins.
     """
     entries: list[Entry] = []
-    config: str | None = None
     errors: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            groups.append((flag, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
             errors.append(f"{word!r}: a value without a setting; expected --name value")
-            continue
-        flag, equals, attached = word.partition("=")
-        values = [attached] if equals else []
-        while words and not words[0].startswith("--"):
-            values.append(words.pop(0))
+    for flag, values in groups:
         name = flag[2:].replace("-", "_")
         positive = name.removeprefix("no_")
-        if name == "config":
-            if not values:
-                errors.append("--config: a value is missing; expected the path of a YAML file")
-            config = values[0] if values else config
-            surplus = values[1:]
-        elif name in known and known[name].takes_many and values:
-            entries.append(Entry(flag, name, values[0] if len(values) == 1 and values[0] == "none" else values))
-            continue
-        elif name in known and (values or known[name].is_bool):
-            entries.append(Entry(flag, name, values[0] if values else True))
-            surplus = values[1:]
-        elif name in known:
+        if name not in known and positive in known and known[positive].is_bool:
+            name, values = positive, ["false", *values]
+        if name not in known:
+            errors.append(_unknown(flag, name, known, flags=True))
+        elif not values and not known[name].is_bool:
             errors.append(f"{flag}: a value is missing; expected {known[name].expected}")
-            continue
-        elif positive != name and positive in known and known[positive].is_bool:
-            entries.append(Entry(flag, positive, False))
-            surplus = values
+        elif known[name].takes_many and values != ["none"]:
+            entries.append(Entry(flag, name, values))
         else:
-            errors.append(unknown(flag, name, known, flags=True))
-            continue
-        errors.extend(f"{value!r} after {flag}: one value too many" for value in surplus)
-    return entries, config, errors
+            value, *surplus = values or ["true"]
+            entries.append(Entry(flag, name, value))
+            errors += [f"{word!r} after {flag}: one value too many" for word in surplus]
+    return entries, errors
 
 
 def read_file(path: Path, recipe: str, known: Mapping[str, Setting]) -> tuple[list[Entry], list[str]]:
-    """The entries of a YAML file and what is wrong with its form.
+    """Return the entries of a YAML file, and what is wrong with its form.
 
     A run's own `config.yaml` is such a file: its `recipe` must be this one.
     """
@@ -122,10 +99,20 @@ def read_file(path: Path, recipe: str, known: Mapping[str, Setting]) -> tuple[li
         if name in known:
             entries.append(Entry(where, name, value))
         elif name != "recipe":
-            errors.append(unknown(where, name, known, flags=False))
+            errors.append(_unknown(where, name, known, flags=False))
         elif value != recipe:
             errors.append(f"{where}: is {show(value)}, but this recipe is {recipe!r}; run that one, or drop the line")
     return entries, errors
+
+
+def _unknown(where: str, name: str, known: Mapping[str, Setting], flags: bool) -> str:
+    """The refusal of a name that is no setting, with its counterpart or its nearest match."""
+    counterpart, remark = _COUNTERPARTS.get(name, ("", ""))
+    match = [counterpart] if counterpart in known else difflib.get_close_matches(name, known, n=1)
+    spelled = known[match[0]].flag if match and flags else "".join(match)
+    if counterpart in known:
+        return f"{where}: no such setting; here it is {spelled}" + (f" ({remark})" if remark else "")
+    return f"{where}: no such setting; " + (f"did you mean {spelled}?" if match else "--help lists them all")
 
 
 def _listed(settings: Iterable[Setting]) -> list[str]:
@@ -152,7 +139,5 @@ def help_text(cls: type, recipe: str, known: Mapping[str, Setting], common: Iter
     if own:
         lines += [f"settings of {recipe}  [default]", *_listed(own), ""]
     lines += ["settings of every recipe  [default]", *_listed(one for name, one in known.items() if name in names)]
-    lines += ["  --config  the path of a YAML file  [none]"]
-    lines += ["      Settings as `batch_size: 8`, such as a run's config.yaml; the command line goes before it.", ""]
-    lines += ["example:", f"  {script} --steps 2000 --batch-size 32 --out runs/{recipe}/first"]
+    lines += ["", "example:", f"  {script} --steps 2000 --batch-size 32 --out runs/{recipe}/first"]
     return "\n".join(lines)
