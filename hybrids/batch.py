@@ -1,17 +1,32 @@
 """A batch: examples x, and what they are conditioned on."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.conditions import drop
 
-__all__ = ["Batch", "as_batch", "check_batch", "check_batches", "check_labels", "check_scale", "to_device", "unpack"]
+__all__ = [
+    "Batch",
+    "as_batch",
+    "check_batch",
+    "check_batches",
+    "check_scale",
+    "classes_of",
+    "complaint",
+    "in_range",
+    "spans",
+    "to_device",
+    "unpack",
+]
 
 Batch = Tensor | Mapping[str, Tensor]
+
+EDGE = 1 + 1e-3
+"""Largest absolute value of an image: decoding and resizing round."""
 
 
 def unpack(batch: Batch, dropout: float = 0.0, num_classes: int | None = None) -> tuple[Tensor, Any]:
@@ -38,21 +53,31 @@ def as_batch(given: Any) -> Batch:
     return given
 
 
-def check_batch(batch: Batch) -> None:
-    """Refuse what no model expects: integers, NaN, images that are not in [-1, 1]; warn of images in [0, 1]."""
-    x = batch if isinstance(batch, Tensor) else batch.get("x")
-    if x is None:
-        raise ValueError(f"a batch that is a mapping must have x; got {sorted(batch)}")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor (B, *event); got a {type(x).__name__}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be floating point, images in [-1, 1]; got {x.dtype}: scale with x / 127.5 - 1")
+def check_batch(batch: Batch, classes: int | None = None) -> None:
+    """Refuse what no model expects; warn of images in [0, 1].
+
+    Arguments:
+        batch: x (B, *event), or a mapping with x.
+        classes: the K of labels in 0..K-1; None: any label passes.
+    Raises:
+        ValueError: integers, NaN, infinities, images ((B, 1, H, W) and (B, 3, H, W)) that leave [-1, 1], labels that
+            leave 0..K-1; with the sample's index.
+        TypeError: x is no tensor.
+    """
+    x = _x_of(batch)
     bad = ~x.flatten(1).isfinite().all(1)
     if bad.any():
         raise ValueError(f"x must be finite; sample {int(bad.nonzero()[0])} of the batch has NaN or infinite values")
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    labels = _labels_of(batch, classes)
+    if labels is not None and classes is not None and ((labels < 0) | (labels >= classes)).any():
+        worst = int(((labels < 0) | (labels >= classes)).nonzero()[0])
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, since the networks have num_classes={classes}; sample {worst} of the "
+            f"batch has {int(labels[worst])}"
+        )
+    if not _is_image(x):
         return
-    if x.abs().max() > 1 + 1e-3:
+    if x.abs().max() > EDGE:
         worst = int(x.abs().flatten(1).amax(1).argmax())
         raise ValueError(
             f"images must be in [-1, 1]; sample {worst} of the batch spans {x[worst].min():g} to {x[worst].max():g}"
@@ -77,28 +102,64 @@ def check_scale(batch: Batch) -> None:
         )
 
 
-def check_labels(batch: Batch, classes: int | None, wait: bool = True) -> None:
-    """Refuse labels (B,) that are not in 0 … classes - 1; what is no tensor of labels passes.
+def spans(batch: Batch, classes: int | None = None) -> tuple[Sequence[Tensor], bool]:
+    """Return the smallest and largest value of x, then of its labels, each (); and whether x is images.
 
-    The label `classes` itself is the null class, which `components.conditions.drop` gives within a loss.
-
-    Arguments:
-        classes: of the network; None where it takes no labels.
-        wait: whether to look at labels that lie on a GPU, which waits for it.
-    Raises:
-        ValueError: a label is out of range.
+    One pass over the data, without a wait for its device; `in_range` judges what it returns.
     """
-    cond = None if isinstance(batch, Tensor) else batch.get("cond")
-    if classes is None or not isinstance(cond, Tensor) or cond.dtype != torch.int64 or cond.ndim != 1 or not len(cond):
-        return
-    if cond.device.type != "cpu" and not wait:
-        return
-    low, high = int(cond.min()), int(cond.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"cond must be labels in 0 … {classes - 1}, of a network with {classes} classes; the batch has {low} … "
-            f"{high}: count from 0, or build the network with more classes"
-        )
+    x, labels = _x_of(batch), _labels_of(batch, classes)
+    return x.aminmax() if labels is None else (*x.aminmax(), *labels.aminmax()), _is_image(x)
+
+
+def in_range(extremes: Sequence[Any], image: bool, classes: int | None) -> Any:
+    """Return whether the `spans` of a batch, tensors or numbers, are what `check_batch` lets pass."""
+    highest = EDGE if image else torch.finfo(torch.float32).max
+    # NaN is in no range.
+    inside = (extremes[0] >= -highest) & (extremes[1] <= highest)
+    if len(extremes) == 4 and classes is not None:
+        inside = inside & (extremes[2] >= 0) & (extremes[3] < classes)
+    return inside
+
+
+def complaint(extremes: Sequence[Tensor], image: bool, classes: int | None) -> str | None:
+    """Return what is wrong with the `spans` of a batch, or None. It reads them, and so waits for the device."""
+    if in_range(extremes, image, classes):
+        return None
+    low, high, *labels = [value.item() for value in extremes]
+    named = f" and its labels {labels[0]} to {labels[1]}" if labels else ""
+    expected = "images in [-1, 1]" if image else "finite values"
+    expected += f" and labels below num_classes={classes}" if labels else ""
+    return f"x of a batch spans {low:g} to {high:g}{named}; expected {expected}"
+
+
+def classes_of(modules: Iterable[nn.Module]) -> int | None:
+    """Return the largest `num_classes` of some modules, or None; 0 and 1, as timm's networks have, count for none."""
+    numbers = [getattr(module, "num_classes", None) for module in modules]
+    return max((n for n in numbers if isinstance(n, int) and n > 1), default=None)
+
+
+def _x_of(batch: Batch) -> Tensor:
+    """Return x of a batch, whose form alone is looked at (raises ValueError, TypeError)."""
+    x = batch if isinstance(batch, Tensor) else batch.get("x")
+    if x is None:
+        raise ValueError(f"a batch that is a mapping must have x; got {sorted(batch)}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (B, *event); got a {type(x).__name__}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating point, images in [-1, 1]; got {x.dtype}: scale with x / 127.5 - 1")
+    if not x.numel():
+        raise ValueError(f"a batch must hold an example at least; got shape {tuple(x.shape)}")
+    return x
+
+
+def _labels_of(batch: Batch, classes: int | None) -> Tensor | None:
+    """Return the labels (B,) of a batch, where there are some and networks that take them."""
+    cond = None if classes is None or isinstance(batch, Tensor) else batch.get("cond")
+    return cond if isinstance(cond, Tensor) and cond.ndim == 1 and cond.dtype == torch.int64 else None
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.ndim == 4 and x.shape[1] in (1, 3)
 
 
 def check_batches(batches: Iterable[Batch]) -> None:
@@ -114,7 +175,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch, on the device; what of a mapping is no tensor stays as it is, but for tuples of tensors."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device) for key, value in batch.items()}
+    raise TypeError(f"a batch must be a tensor, or a mapping with x and cond; got {type(batch).__name__}")
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -7,23 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .launch import check_accelerator
 from .player import Player
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "assert_equal_on_ranks",
-    "check_game",
-    "warn_of_equal_noise",
-    "warn_of_unmoved",
-]
+__all__ = ["assert_equal_on_ranks", "check_all_used", "check_game", "warn_of_equal_noise", "warn_of_unmoved"]
 
 
-def check_game(players: Sequence[Player], accelerator: "Accelerator", steps: int, start: int) -> None:
-    """Refuse a game that cannot be played as it is meant to be."""
-    from accelerate.utils import DistributedType
-
+def check_game(
+    players: Sequence[Player], accelerator: "Accelerator", steps: int, start: int, skip_nonfinite: int = 0
+) -> None:
+    """Refuse a game that cannot be played as it is meant to be (raises ValueError, TypeError)."""
     if not players:
         raise ValueError("players must hold at least one Player; got none")
     for player in players:
@@ -34,17 +30,9 @@ def check_game(players: Sequence[Player], accelerator: "Accelerator", steps: int
         raise ValueError(f"players must have different names; got {names}")
     if not 0 <= start <= steps or steps < 1:
         raise ValueError(f"0 <= start <= steps and steps >= 1 must hold; got start {start} and steps {steps}")
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError(
-            "mixed precision fp16 is refused: its one gradient scaler is shared by all optimizers, and clipping one "
-            "player's gradients rescales another's; use bf16, or no"
-        )
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-    ):
-        raise ValueError(f"the game runs on one process or under DDP; got {accelerator.distributed_type}")
+    if skip_nonfinite < 0:
+        raise ValueError(f"skip_nonfinite must be at least 0, a number of steps; got {skip_nonfinite}")
+    check_accelerator(accelerator)
     _check_shared(players)
 
 
@@ -82,6 +70,17 @@ def warn_of_equal_noise(accelerator: "Accelerator") -> None:
             "every process is about to draw the same noise; seed with accelerate.utils.set_seed(seed, "
             "device_specific=True) (DDP makes the parameters equal by itself)",
             stacklevel=2,
+        )
+
+
+def check_all_used(player: Player) -> None:
+    """Refuse, after a backward pass, a player whose loss leaves some of what it moves without a gradient."""
+    unused = {id(p) for p in player.parameters_moved() if p.grad is None}
+    if unused:
+        names = [name for name, p in player.moves.named_parameters() if id(p) in unused]
+        raise ValueError(
+            f"player {player.name!r}: its loss does not use {len(names)} of the parameters it moves: "
+            f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}. Move less, or say allow_unused=True"
         )
 
 

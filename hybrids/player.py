@@ -1,4 +1,4 @@
-"""A player: somebody with a loss, and the modules it may move."""
+"""A player: a loss, and the modules whose parameters it moves."""
 
 import inspect
 import math
@@ -18,7 +18,7 @@ ADAMW = partial(torch.optim.AdamW, lr=1e-4)
 
 
 class Player(nn.Module):
-    """Somebody with a loss and the modules it may move; its forward IS its loss, so DDP synchronises all of it.
+    """A loss and the modules that it may move; its forward IS its loss, so that DDP synchronises all of it.
 
     Arguments:
         loss: batch → Terms, or (batch, step) → Terms if it has a parameter named `step`.
@@ -34,7 +34,8 @@ class Player(nn.Module):
             means over dimensions, such as clip 1, then holds.
         name: what logs and errors call it.
         allow_unused: let a step leave some of its parameters without a gradient (they get zeros).
-    Raises ValueError or TypeError, naming the player, for arguments that cannot work.
+    Raises:
+        ValueError, TypeError: naming the player, for arguments that cannot work.
     """
 
     loss: Callable[..., Terms]
@@ -53,34 +54,11 @@ class Player(nn.Module):
         allow_unused: bool = False,
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"player {name!r}: loss must be a function of a batch; got {type(loss).__name__}")
+        self.name, self.clip, self.lr, self.every, self.per = name, clip, lr, every, per
+        self.allow_unused = allow_unused
         self.moves, self.uses = _listed(name, "moves", moves), _listed(name, "uses", uses)
         parameters = [p for p in self.moves.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError(f"player {name!r}: moves holds no parameter that requires a gradient")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ValueError(f"a player's name must be of letters, digits, _ and -; got {name!r}")
-        if every < 1:
-            raise ValueError(f"player {name!r}: every must be at least 1; got {every}")
-        if not 0 < per < math.inf:
-            raise ValueError(f"player {name!r}: per must be above 0 and finite; got {per}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"player {name!r}: clip must be above 0, or None; got {clip}")
-        if not callable(optimizer):
-            raise TypeError(
-                f"player {name!r}: optimizer must be a function of parameters, such as partial(AdamW, lr=1e-3); got "
-                f"a {type(optimizer).__name__}"
-            )
-        if lr is not None and not _takes_two(lr):
-            raise TypeError(
-                f"player {name!r}: lr must be a function (step, steps) → factor on the optimizer's rate, such as "
-                f"warmup_cosine(); got {lr!r}: the rate itself goes in optimizer=partial(AdamW, lr=1e-3)"
-            )
-        moved = {id(p) for p in parameters}
-        for key, p in self.uses.named_parameters():
-            if id(p) in moved:
-                raise ValueError(f"player {name!r}: {key} is in both moves and uses; a player trains it or does not")
+        self._check(loss, optimizer, parameters)
         # Not `self.loss = loss`: a bound method of a model is no module, but a loss that is one must not be
         # registered, or its parameters would count as this player's.
         object.__setattr__(self, "loss", loss)
@@ -88,8 +66,6 @@ class Player(nn.Module):
         self.optimizer = optimizer(parameters)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.clip, self.lr, self.every, self.per = clip, lr, every, per
-        self.name, self.allow_unused = name, allow_unused
 
     def parameters_moved(self) -> list[nn.Parameter]:
         """What its optimizer updates."""
@@ -114,12 +90,43 @@ class Player(nn.Module):
             total = total + sum(0.0 * p.sum() for p in self.parameters_moved())
         return total, terms.means()
 
+    def _check(self, loss: object, optimizer: object, parameters: list[nn.Parameter]) -> None:
+        """Raise ValueError or TypeError, naming the player, for arguments that cannot work."""
+        if not callable(loss):
+            raise TypeError(f"player {self.name!r}: loss must be a function of a batch; got {type(loss).__name__}")
+        if not parameters:
+            raise ValueError(f"player {self.name!r}: moves holds no parameter that requires a gradient")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"a player's name must be of letters, digits, _ and -; got {self.name!r}")
+        if self.every < 1:
+            raise ValueError(f"player {self.name!r}: every must be at least 1; got {self.every}")
+        if not 0 < self.per < math.inf:
+            raise ValueError(f"player {self.name!r}: per must be above 0 and finite; got {self.per}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"player {self.name!r}: clip must be above 0, or None; got {self.clip}")
+        if not callable(optimizer):
+            raise TypeError(
+                f"player {self.name!r}: optimizer must be a function of parameters, such as partial(AdamW, lr=1e-3); "
+                f"got a {type(optimizer).__name__}"
+            )
+        if self.lr is not None and not _takes_two(self.lr):
+            raise TypeError(
+                f"player {self.name!r}: lr must be a function (step, steps) → factor on the optimizer's rate, such as "
+                f"warmup_cosine(); got {self.lr!r}: the rate itself goes in optimizer=partial(AdamW, lr=1e-3)"
+            )
+        moved = {id(p) for p in parameters}
+        for key, p in self.uses.named_parameters():
+            if id(p) in moved:
+                raise ValueError(
+                    f"player {self.name!r}: {key} is in both moves and uses; a player trains it or does not"
+                )
+
     def extra_repr(self) -> str:
         return f"name={self.name!r}, every={self.every}, clip={self.clip}"
 
 
 def _listed(player: str, argument: str, modules: Iterable[nn.Module]) -> nn.ModuleList:
-    """The modules of an argument, which may be easier to give wrong than right (raises TypeError, with both names)."""
+    """Return an argument's modules as a list; raise TypeError, with player and argument, for anything else."""
     if not isinstance(modules, Iterable):
         raise TypeError(
             f"player {player!r}: {argument} must be a list of modules, such as [model]; got a {type(modules).__name__}"
@@ -135,7 +142,7 @@ def _listed(player: str, argument: str, modules: Iterable[nn.Module]) -> nn.Modu
 
 
 def _takes_two(function: object) -> bool:
-    """Whether it can be called with two arguments."""
+    """Return whether it can be called with two arguments."""
     if not callable(function):
         return False
     try:
@@ -154,7 +161,9 @@ def warmup_cosine(warmup: float = 0.05, final: float = 0.0) -> Callable[[int, in
     Raises ValueError for values out of range.
     """
     if not 0 <= warmup < 1 or not final >= 0:
-        raise ValueError(f"warmup must be in [0, 1), and final at least 0; got warmup {warmup} and final {final}")
+        raise ValueError(
+            f"warmup must be a share of the steps, in [0, 1), and final at least 0; got {warmup} and {final}"
+        )
 
     def factor(step: int, steps: int) -> float:
         # 0.05 * 140 is above 7 in floating point, and 0.29 * 100 below 29.

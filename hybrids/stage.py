@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batches, Data
-from .game import Player, frozen
+from .game import NotFinite, Player, frozen
 from .modes import untouched
 from .refusal import Refusal
 
@@ -95,9 +95,9 @@ def check_moved(stages: Sequence[Stage]) -> None:
 
 
 def check_finite(stage: Stage, step: int) -> None:
-    """Refuse to save what a gradient that was not finite has spoilt (raises Refusal, with the player's name).
+    """Raise NotFinite, with the player's name, before parameters that an update made infinite are saved.
 
-    The loss can be finite in that step still. All ranks come to the same answer, since their parameters are equal.
+    All ranks come to the same answer, since their parameters are equal.
     """
     for player in stage.players:
         parameters = player.parameters_moved()
@@ -105,7 +105,7 @@ def check_finite(stage: Stage, step: int) -> None:
         if not norms.isfinite().all():
             bad = {id(p) for p, norm in zip(parameters, norms.tolist()) if not math.isfinite(norm)}
             names = [name for name, p in player.moves.named_parameters() if id(p) in bad]
-            raise Refusal(
-                f"stopped at step {step}: parameter {names[0]} of player {player.name!r} is not finite ({len(names)} "
+            raise NotFinite(
+                f"step {step}: parameter {names[0]} of player {player.name!r} is not finite ({len(names)} "
                 "such in all); nothing was saved since; lower the learning rate, or clip gradients"
             )

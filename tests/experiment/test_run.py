@@ -19,7 +19,7 @@ from small import TINY, TWO_STAGES, last_step
 from torch import nn
 
 import hybrids
-from hybrids import Player, Terms, experiment
+from hybrids import EMA, Player, Terms, experiment
 from hybrids.experiment import Stage, load_recipe
 from hybrids.pictures import save_picture
 
@@ -43,7 +43,7 @@ def stop_at(monkeypatch, step: int) -> None:
 
     inner = module.train
 
-    def train(players, batches, accelerator, steps, start):
+    def train(players, batches, accelerator, steps, start, skip_nonfinite):
         first, sent = players[0], []
         loss, takes_step = first.loss, first.takes_step
 
@@ -55,7 +55,7 @@ def stop_at(monkeypatch, step: int) -> None:
 
         step_to_stop, first.takes_step = step - 1, True
         object.__setattr__(first, "loss", signalled)
-        return inner(players, batches, accelerator, steps, start)
+        return inner(players, batches, accelerator, steps, start, skip_nonfinite)
 
     monkeypatch.setattr(module, "train", train)
 
@@ -424,7 +424,7 @@ def test_a_stage_of_data_of_its_own(tmp_path, few_digits):
 
 @pytest.mark.parametrize("log_every", [1, 50])
 def test_a_loss_that_is_not_finite_stops_the_run(log_every, tmp_path, capsys, few_digits):
-    """Fault 26: exit code 2, a message that names player, term and step, and nothing is saved."""
+    """Fault 26: exit code 76, a message that names player, term and step, and nothing is saved."""
 
     def loss(layer, x, step):
         y = layer(x.flatten(1))[:, 0]
@@ -434,11 +434,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(log_every, tmp_path, capsys, fe
     with pytest.raises(SystemExit) as caught:
         experiment.main(experiment.Settings, toy(loss), arguments("toy", tmp_path / "run", *argv))
     said = capsys.readouterr().err
-    assert caught.value.code == 2 and "Traceback" not in said
-    assert (
-        re.search(r"refused: stopped at step \d: .*player 'painter'.* is not finite", said)
-        and "loss/painter/wild" in said
-    )
+    assert caught.value.code == 76 and "Traceback" not in said
+    assert re.search(r"stopped: step 3: the gradient of player 'painter' is not finite: .* term 'wild' is nan", said)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -449,13 +446,13 @@ def test_a_nan_before_the_last_checkpoint_keeps_the_one_before(tmp_path, few_dig
         return Terms(wild=layer(x.flatten(1))[:, 0] * (float("inf") if step == 4 else 1.0))
 
     argv = ["--steps", "6", "--resolution", "8", "--log-every", "50", "--checkpoint-every", "2"]
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="76"):
         experiment.main(experiment.Settings, toy(loss), arguments("toy", tmp_path / "run", *argv))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-2", "step-4"]
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path, capsys, few_digits):
-    """Fault 27: the loss of that step is finite and the norm of its gradient is not logged; the save refuses."""
+    """Fault 27: the loss of that step is finite, its gradient is not."""
 
     def loss(layer, x, step):
         y = layer(x.flatten(1))[:, 0]
@@ -463,11 +460,49 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path, capsys, few_digi
         return Terms(root=(0 * y).sqrt() if step == 3 else y.square())
 
     argv = ["--steps", "6", "--resolution", "8", "--log-every", "2", "--checkpoint-every", "2"]
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="76"):
         experiment.main(experiment.Settings, toy(loss), arguments("toy", tmp_path / "run", *argv))
     said = capsys.readouterr().err
-    assert re.search(r"stopped at step 4: parameter .*weight of player .painter. is not finite", said)
+    assert "stopped: step 4: the gradient of player 'painter' is not finite: its loss and terms are finite" in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+
+
+def test_an_update_that_overflows_is_never_saved(tmp_path, capsys, few_digits):
+    """The gradient is finite and the updated weights are not."""
+
+    def loss(layer, x, step):
+        return Terms(wild=layer(x.flatten(1))[:, 0] * (1e18 if step == 3 else 0.0))
+
+    def build(settings, data):
+        (stage,) = toy(loss)(settings, data)
+        stage.players[0].optimizer.param_groups[0]["lr"] = 1e30
+        return [stage]
+
+    argv = ["--steps", "6", "--resolution", "8", "--checkpoint-every", "4"]
+    with pytest.raises(SystemExit, match="76"):
+        experiment.main(experiment.Settings, build, arguments("toy", tmp_path / "run", *argv))
+    assert re.search(r"stopped: step 4: parameter .*weight of player .painter. is not finite", capsys.readouterr().err)
+
+
+def test_a_skipped_step_is_counted_and_leaves_the_average_as_it_was(tmp_path, capsys, few_digits, monkeypatch):
+    """--skip-nonfinite: the run ends as usual; one step more is a stop."""
+
+    def loss(layer, x, step):
+        return Terms(wild=layer(x.flatten(1))[:, 0].square() * (float("nan") if step in (2, 3) else 1.0))
+
+    updates = []
+    update = EMA.update_parameters
+    monkeypatch.setattr(EMA, "update_parameters", lambda ema, model: (updates.append(1), update(ema, model)))
+    argv = ["--steps", "6", "--resolution", "8", "--log-every", "1"]
+    run = tmp_path / "run"
+    experiment.main(experiment.Settings, toy(loss), arguments("toy", run, *argv, "--skip-nonfinite", "2"))
+    assert "2 step(s) skipped, not finite" in capsys.readouterr().out and len(updates) == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped/painter") for line in lines] == [None, None, 1, 2, None, None]
+    with pytest.raises(SystemExit, match="76"):
+        experiment.main(
+            experiment.Settings, toy(loss), arguments("toy", tmp_path / "one", *argv, "--skip-nonfinite", "1")
+        )
 
 
 def test_no_average_is_an_option(tmp_path, few_digits):

@@ -247,16 +247,8 @@ def test_clip_bounds_the_update():
     loose, _ = linear(optimizer=Recorder, clip=norm.item() * 4)
     play(loose, [x()], 1)
     torch.testing.assert_close(loose.optimizer.seen[0], free.optimizer.seen[0])
-
-
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_the_norm_of_what_is_not_clipped_is_logged_in_every_tenth_turn(every):
-    """Whatever `every` is, turns 1, 11, 21 have it; a player that clips has it in every turn."""
-    free, _ = linear(every=every)
-    clipped, _ = linear(every=every, clip=1.0)
-    for player, turns in ((free, [0, 10, 20]), (clipped, list(range(25)))):
-        logged = [step - 1 for step, logs in play(player, [x()], 25 * every) if "grad_norm/player" in logs]
-        assert logged == [turn * every for turn in turns]
+    (_, logs), *_ = play(linear()[0], [x()], 1)
+    torch.testing.assert_close(logs["grad_norm/player"], norm)
 
 
 def test_clip_is_of_the_whole_step():
@@ -289,7 +281,7 @@ def test_warmup_cosine_values():
     # A twentieth of 140 steps is 7, whatever 0.05 * 140 is in floating point.
     assert all(warmup_cosine()(steps // 20 - 1, steps) == 1.0 for steps in range(20, 500, 20))
     for warmup, final in ((-0.1, 0.0), (1.0, 0.0), (0.1, -1.0)):
-        with pytest.raises(ValueError, match=f"got warmup {warmup} and final {final}"):
+        with pytest.raises(ValueError, match=f"a share of the steps, .* got {warmup} and {final}"):
             warmup_cosine(warmup, final)
 
 

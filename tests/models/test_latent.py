@@ -401,8 +401,8 @@ def stop_after(monkeypatch, stop: int) -> None:
 
     inner, done = module.train, []
 
-    def train(players, batches, accelerator, steps, start):
-        for n, logs in inner(players, batches, accelerator, steps, start):
+    def train(players, batches, accelerator, steps, start, skip_nonfinite):
+        for n, logs in inner(players, batches, accelerator, steps, start, skip_nonfinite):
             done.append(n)
             if len(done) == stop:
                 os.kill(os.getpid(), signal.SIGTERM)

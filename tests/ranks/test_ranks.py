@@ -184,6 +184,8 @@ def test_a_model_is_trained_twice(both):
 def test_trap_23_a_nan_on_one_rank_stops_both(both, folder):
     """Fault 26: the same decision on every rank, before anything is saved; rank 0 says it, naming player and term."""
     a, b = both("not_finite")
-    assert a["exit"] == b["exit"] == "exit 2"
-    assert "player 'toy'" in a["stderr"] and "wild" in a["stderr"]
+    assert a["exit"] == b["exit"] == "exit 76"
+    assert (
+        "step 3: the gradient of player 'toy'" in a["stderr"] and "rank 1: the loss is nan, term 'wild'" in a["stderr"]
+    )
     assert [path.name for path in (folder / "nan" / "checkpoints").iterdir()] == ["step-2"]

@@ -65,7 +65,7 @@ def test_points_have_an_mlp_whatever_is_asked():
 @pytest.mark.parametrize("final", ["0.1", "0.02", "0", "1"])
 def test_the_learning_rate_ends_at_its_share(final):
     stage = built("--steps", "100", "--final-lr", final)
-    assert all(player.lr(0) == 1 and player.lr(99) == pytest.approx(float(final)) for player in stage.players)
+    assert all(player.lr(0, 100) == 1 and player.lr(99, 100) == pytest.approx(float(final)) for player in stage.players)
 
 
 @pytest.mark.slow

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 
 from ...files import write_whole
+from ...finite import NotFinite
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Gathered", "Logs", "NotFinite"]
-
-
-class NotFinite(FloatingPointError):
-    """A loss or gradient of some player became NaN or infinite."""
+__all__ = ["Gathered", "Logs"]
 
 
 class Gathered:
@@ -47,7 +44,7 @@ class Gathered:
                 self.values[tag.removeprefix("logs/")] = list(values)
 
     def read(self, accelerator: "Accelerator", step: int, forget: bool = True) -> dict[str, float]:
-        """The mean of each tag over the noted steps and all ranks; learning rates as they are now. Forgets them.
+        """The mean of each tag over the noted steps and all ranks; of lr/ and skipped/ the latest value. Forgets them.
 
         Every rank calls it. Raises NotFinite on every rank, naming the player and the term, if a loss is not finite.
         """
@@ -55,7 +52,7 @@ class Gathered:
             return {}
         tags = sorted(self.values)
         device = accelerator.device
-        latest = [tag.startswith("lr/") for tag in tags]
+        latest = [tag.startswith(("lr/", "skipped/")) for tag in tags]
         means = [
             self.values[tag][-1].to(device, torch.float64)
             if last

@@ -14,10 +14,9 @@ from ...data import Batches, Data
 from ...files import write_whole
 from ...modes import evaluating
 from ...pictures import COLUMNS, labels_shown, save_picture
-from ...refusal import Refusal
 from ...stage import Stage
 from ..settings import Settings, to_yaml
-from .logs import Gathered, Logs, NotFinite
+from .logs import Gathered, Logs
 from .players import few, players_table
 
 __all__ = ["Record"]
@@ -78,15 +77,11 @@ class Record:
         )
 
     def log(self, step: int, gathered: Gathered, bar: Any, write: bool = True) -> None:
-        """Read the gathered logs and write a line. Every rank calls it; Refusal on all if a loss is not finite.
+        """Read the gathered logs and write a line. Every rank calls it; NotFinite on all if a value is not finite.
 
         Without `write` it is that check alone.
         """
-        try:
-            values = gathered.read(self.accelerator, step, forget=write)
-        except NotFinite as error:
-            bar.close()
-            raise Refusal(f"stopped at step {step}: {error}") from error
+        values = gathered.read(self.accelerator, step, forget=write)
         if not values or not write:
             return
         rate = gathered.rate()

@@ -15,9 +15,10 @@ import torch
 
 from ...data import Data, load_data
 from ...ema import EMA
-from ...game import assert_equal_on_ranks, train
+from ...game import NotFinite, assert_equal_on_ranks, train
+from ...launch import launched
 from ...processes import decide_on_main
-from ...refusal import Refusal, asked, first_asked, refusing
+from ...refusal import Refusal, asked, first_asked, is_main, refusing
 from ...stage import Stage, check_finite, check_moved, checked
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.run_folder import claim, lock
@@ -40,14 +41,22 @@ __all__ = ["STOPPED", "experiment", "main"]
 STOPPED = 75
 """Exit code of a run that a signal stopped after it was saved: start it again with --resume auto."""
 
+NOT_FINITE = 76
+"""Exit code of a run that a loss or gradient stopped which was not finite; its checkpoints are from before."""
+
 Build = Callable[[Any, Data], list[Stage]]
 
 
 def main(settings_class: type[Settings], build: Build, argv: Sequence[str] | None = None) -> None:
-    """The `main` of a recipe: parse its settings, run `experiment`, exit with 0, 2 (refused) or 75 (stopped)."""
+    """Run a recipe: parse its settings, run `experiment`, exit with 0, 2 (refused), 75 (stopped) or 76 (not finite)."""
     recipe = Path(inspect.getfile(build)).stem
     with refusing():
-        code = experiment(parse(settings_class, argv, recipe), build, recipe)
+        try:
+            code = experiment(parse(settings_class, argv, recipe), build, recipe)
+        except NotFinite as error:
+            code = NOT_FINITE
+            if is_main():
+                print(f"stopped: {error}. Checkpoints of the run are from before", file=sys.stderr, flush=True)
     if code:
         sys.exit(code)
 
@@ -57,6 +66,7 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
 
     Raises Refusal, before any training starts, for what cannot work.
     """
+    settings = launched(settings)
     accelerator = _accelerator(settings)
     try:
         code = _Run(settings, build, recipe, accelerator).run()
@@ -74,11 +84,10 @@ def _accelerator(settings: Settings) -> Any:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.accumulation,
-    )
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision)
+    # Not by an argument, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides.
+    accelerator.gradient_accumulation_steps = settings.accumulation
+    return accelerator
 
 
 class _Run:
@@ -113,6 +122,7 @@ class _Run:
         # The clock of one process decides for all.
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
         self.stop = Signals()
+        self.skipped = 0
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -144,7 +154,8 @@ class _Run:
                     self.record.say(f"stopped by a signal, saved; go on with --resume auto --out {self.folder}")
                     return STOPPED
                 saved = None
-            self.record.say(f"done: {self.folder}")
+            skipped = f"; {self.skipped} step(s) skipped, not finite" if self.skipped else ""
+            self.record.say(f"done: {self.folder}{skipped}")
         return 0
 
     def _claim(self, stack: ExitStack) -> Path | None:
@@ -222,13 +233,22 @@ class _Run:
         if saved is not None and saved.step > first and saved.rank_tensors is not None:
             gathered.restore(saved.rank_tensors)
         with asked(f"stage {stage.name!r}"):
-            turns = train(stage.players, read(batches), self.accelerator, end - first, start - first)
+            turns = train(
+                stage.players,
+                read(batches),
+                self.accelerator,
+                end - first,
+                start - first,
+                settings.skip_nonfinite,
+            )
         steps = first_asked(f"stage {stage.name!r}", turns)
         with self.record.bar(stage.name, start - first, end - first) as bar, closing(steps):
             for n, logs in steps:
                 step = first + n
                 gathered.add(logs)
-                if ema is not None:
+                skipped = any(tag.startswith("skipped/") for tag in logs)
+                self.skipped += skipped
+                if ema is not None and not skipped:
                     ema.update_parameters(stage.model)
                 stopping = self._stopping(step)
                 logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)

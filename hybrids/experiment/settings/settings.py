@@ -72,6 +72,9 @@ class Settings:
         "no", "Precision of the networks' arithmetic; losses are always in float32.", because={"fp16": _FP16}
     )
     accumulation: int = setting(1, "Micro-batches per step.", at_least=1)
+    skip_nonfinite: int = setting(
+        0, "How many steps may be skipped because a loss or gradient is not finite.", at_least=0
+    )
     out: Path | None = setting(None, "Run folder; none: runs/RECIPE/TIMESTAMP.")
     resume: str = setting(
         "never",
@@ -141,14 +144,18 @@ def parse(cls: type[S], argv: Sequence[str] | None, recipe: str) -> S:
         ]
         entries, errors = from_file + entries, file_errors + errors
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     refused: set[str] = set()
     for where, name, value in entries:
         try:
             values[name] = known[name].convert(value)
+            sources[name] = where
         except ValueError as error:
             errors.append(f"{where}: {error}")
             refused.add(name)
     settings = cls(**{name: value for name, value in values.items() if name not in refused})
+    # No field: it is for the launch alone (`hybrids.launch`), which comes before defaults and after what is given.
+    vars(settings)["sources"] = sources
     for message in settings.check():
         named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z0-9_-]+)", message)}
         if not named & refused:
