@@ -19,7 +19,7 @@ from .adaptive import adaptive
 from .batch import Batch, unpack
 from .critic import Critic
 from .ema import EMA
-from .experiment import load
+from .experiment import load, restore, save
 from .game import Player, train, warmup_cosine
 from .models import (
     GAN,
@@ -53,6 +53,8 @@ __all__ = [
     "load",
     "probe",
     "rate",
+    "restore",
+    "save",
     "train",
     "unpack",
     "warmup_cosine",

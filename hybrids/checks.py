@@ -11,7 +11,7 @@ from .launch import check_accelerator
 from .player import Player
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 __all__ = ["assert_equal_on_ranks", "check_all_used", "check_game", "warn_of_equal_noise", "warn_of_unmoved"]
 
@@ -118,11 +118,15 @@ def _leaves(total: Tensor) -> Iterator[Tensor]:
                 waiting.append(following)
 
 
-def assert_equal_on_ranks(players: Iterable[Player], accelerator: "Accelerator") -> None:
+def assert_equal_on_ranks(players: Iterable[Player], accelerator: "Accelerator | PartialState") -> None:
     """Raise RuntimeError, naming the player, if what it moves is not bit-equal on every process."""
+    from accelerate.utils import gather
+
+    if accelerator.num_processes == 1:
+        return
     for player in players:
         sums = torch.stack([p.detach().double().sum() for p in player.parameters_moved()])
-        gathered: Any = accelerator.gather(sums.unsqueeze(0))
+        gathered: Any = gather(sums.unsqueeze(0))
         if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
             raise RuntimeError(
                 f"player {player.name!r}: its parameters differ between processes; was a loss computed outside "

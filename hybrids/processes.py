@@ -11,7 +11,7 @@ import torch
 from .refusal import Refusal
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 __all__ = ["agree", "decide_on_main"]
 
@@ -20,7 +20,7 @@ __all__ = ["agree", "decide_on_main"]
 _LENGTH = 4096
 
 
-def _encode(accelerator: Accelerator, text: str) -> torch.Tensor:
+def _encode(accelerator: Accelerator | PartialState, text: str) -> torch.Tensor:
     content = text.encode("utf-8", "surrogateescape")[:_LENGTH]
     return torch.tensor([*content, *bytes(_LENGTH - len(content))], dtype=torch.uint8, device=accelerator.device)
 
@@ -29,20 +29,22 @@ def _decode(row: torch.Tensor) -> str:
     return bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
-def agree(accelerator: Accelerator, error: str | None) -> list[str]:
-    """The errors of all ranks, the same list on each; empty if none has one. A barrier as well.
+def agree(accelerator: Accelerator | PartialState, error: str | None) -> list[str]:
+    """Return the errors of all ranks, the same list on each; empty if none has one. A barrier as well.
 
     Every rank calls it. With several processes each error begins with `rank R: `.
     """
     if accelerator.num_processes == 1:
         return [] if error is None else [error]
+    from accelerate.utils import gather
+
     row = _encode(accelerator, "" if error is None else error or "unknown error")
-    rows = accelerator.gather(row).cpu().reshape(-1, _LENGTH)
+    rows = gather(row).cpu().reshape(-1, _LENGTH)
     return [f"rank {rank}: {text}" for rank, text in enumerate(map(_decode, rows)) if text]
 
 
-def decide_on_main(accelerator: Accelerator, decide: Callable[[], Path | None]) -> Path | None:
-    """A path that the main process decides on, on every rank; its refusal is every rank's.
+def decide_on_main(accelerator: Accelerator | PartialState, decide: Callable[[], Path | None]) -> Path | None:
+    """Return a path that the main process decides on, on every rank; its refusal is every rank's.
 
     For what must happen once, such as `claim`: `decide_on_main(accelerator, lambda: claim(folder, resume, overwrite))`.
     """

@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Refusal", "asked", "first_asked", "is_main", "needed", "refusing"]
+__all__ = ["CANNOT_WRITE", "NOT_FINITE", "REFUSED", "STOPPED", "Refusal", "asked", "first_asked", "is_main", "needed",
+           "refusing"]  # fmt: skip
+
+REFUSED, CANNOT_WRITE, STOPPED, NOT_FINITE = 2, 74, 75, 76
+"""Exit codes: refused; cannot write, resumable; stopped by a signal, resumable; not finite, last checkpoint intact."""
 
 
 class Refusal(ValueError):
     """Something of the user's is refused: every reason at once, one to a line.
 
-    Each reason names the setting or file, what was received, what was expected, and the remedy. here: this process
-    alone knows of it, so it says so whichever it is.
+    Each reason names the setting or file, what was received, what was expected, and the remedy.
+    Arguments: here, whether this process alone knows of it, and so prints it whichever it is; code, the exit code.
     """
 
-    def __init__(self, errors: str | Iterable[str], here: bool = False) -> None:
-        self.here = here
+    def __init__(self, errors: str | Iterable[str], here: bool = False, code: int = REFUSED) -> None:
+        self.here, self.code = here, code
         self.errors: list[str] = [errors] if isinstance(errors, str) else list(errors)
         super().__init__("\n".join(self.errors))
 
@@ -33,7 +37,7 @@ def is_main() -> bool:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn a `Refusal` into a message on stderr and exit code 2.
+    """Turn a `Refusal` into a message on stderr and its exit code.
 
     Works as a context manager and as a decorator of `main`. Every process exits; the main one prints, and one that
     alone has a reason.
@@ -44,7 +48,7 @@ def refusing() -> Iterator[None]:
         if is_main() or refusal.here:
             for error in refusal.errors:
                 print(f"refused: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(refusal.code) from None
 
 
 @contextmanager

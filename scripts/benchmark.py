@@ -1,7 +1,7 @@
 """What the framework costs: a step of `train` against a bare loop, a step of a sampler against diffusers', its import
-and the start of a recipe against torch's, its data against PNGs.
+and the start of a recipe against torch's, its data against PNGs, its checkpoints against plain reading and writing.
 
-    python scripts/benchmark.py [overhead | sampling | import | start | data | metrics]
+    python scripts/benchmark.py [overhead | sampling | import | start | data | checkpoints | metrics]
 
 Machines are shared and noisy, so both sides alternate in seven rounds of one run and the medians are compared; the two
 training loops also take turns step by step inside a round. `metrics`, which `all` leaves out, has no other side: the
@@ -253,6 +253,70 @@ def _seconds(batches: Iterator[Tensor], count: int = 20) -> float:
     return time.perf_counter() - start
 
 
+def checkpoints(megabytes: int = 256) -> None:
+    """A save against writing the same bytes with fsync; reading against safetensors and SHA-256 of the same file."""
+    import hashlib
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from accelerate import Accelerator
+    from safetensors.torch import load_file
+
+    from hybrids.experiment.checkpoints.checkpoint import read, read_newest, save
+    from hybrids.experiment.checkpoints.state import State
+
+    accelerator = Accelerator()
+    # Of a model with a moving average and Adam.
+    shares = {"stage-0": 1, "ema": 1, "optimizers": 2}
+    tensors = {
+        part: {str(i): torch.randn(2**18) for i in range(megabytes * share // 4)} for part, share in shares.items()
+    }
+    state = State(tensors, {"progress": {}}, {}, {})
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        raw = b"".join(tensor.numpy().tobytes() for part in tensors.values() for tensor in part.values())
+
+        def timed(action: Callable[[], object]) -> float:
+            start = time.perf_counter()
+            action()
+            return time.perf_counter() - start
+
+        def write() -> None:
+            with (root / "plain").open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+
+        def plain() -> None:
+            for part in tensors:
+                load_file(folder / f"{part}.safetensors")
+                with (folder / f"{part}.safetensors").open("rb") as file:
+                    hashlib.file_digest(file, "sha256")
+
+        folder = save(root, 1, state, {}, accelerator, 9)
+        for name, ours, theirs in (
+            ("a save against writing and fsync", lambda: save(root, 1, state, {}, accelerator, 1), write),
+            ("verified reading against load_file and SHA-256", lambda: read(folder, 0), plain),
+            ("the newest of a folder, as --resume auto", lambda: read_newest(root, accelerator), plain),
+        ):
+            pairs = list(rounds(partial(timed, theirs), partial(timed, ours)))
+            ratio = statistics.median(b / a for a, b in pairs)
+            print(f"{name}: ratio {ratio:.2f} ({statistics.median(a for a, _ in pairs):.2f} s plainly)")
+        print(f"memory of reading against the file: ratio {_peak(folder) / len(raw):.2f}")
+
+
+def _peak(folder: object) -> float:
+    """The growth of a fresh process's peak memory, in bytes, while it reads a checkpoint (Linux)."""
+    code = (
+        "import re, sys; from hybrids.experiment.checkpoints.checkpoint import read\n"
+        "kilobytes = lambda key: int(re.search(key + r':\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "before = kilobytes('VmRSS'); state = read(sys.argv[1], 0); print(1024 * (kilobytes('VmHWM') - before))"
+    )
+    got = subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True, text=True)
+    return int(got.stdout)
+
+
 def metrics() -> None:
     """Of 10,000 images against as many real ones, in the features of a classifier, trained now, and in pixels."""
     import resource
@@ -280,7 +344,10 @@ def metrics() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the framework costs.")
     parser.add_argument(
-        "what", nargs="?", choices=["overhead", "sampling", "import", "start", "data", "metrics", "all"], default="all"
+        "what",
+        nargs="?",
+        choices=["overhead", "sampling", "import", "start", "data", "checkpoints", "metrics", "all"],
+        default="all",
     )
     chosen = parser.parse_args().what
     if chosen in ("overhead", "all"):
@@ -293,6 +360,8 @@ def main() -> None:
         start()
     if chosen in ("data", "all"):
         data()
+    if chosen in ("checkpoints", "all"):
+        checkpoints()
     if chosen == "metrics":
         metrics()
 

@@ -20,7 +20,7 @@ from ..data import Data
 from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw_samples, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
-from ..experiment.checkpoints.manifest import steps_in
+from ..experiment.checkpoints.checkpoint import steps_in
 from ..experiment.run.batches import batches_of, read, seed_all
 from ..files import write_tensors, write_whole
 from ..game import train

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
+from ..refusal import CANNOT_WRITE, NOT_FINITE, REFUSED
 
 __all__ = ["Run", "last_lines", "logged", "progress", "read_json", "reason", "spikes", "stability", "timeline"]
 
@@ -107,7 +108,7 @@ def reason(log: Path, code: int) -> str:
         return f"ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
     lines = last_lines(log)
     refusals = [line.removeprefix("refused: ") for line in lines if line.startswith("refused: ")]
-    if code == 2 and refusals:
+    if code in (REFUSED, CANNOT_WRITE, NOT_FINITE) and refusals:
         return refusals[-1]
     return lines[-1] if lines else f"exit code {code} without output"
 

@@ -2,6 +2,7 @@
 
 from ..refusal import Refusal, refusing
 from ..stage import Stage
+from .checkpoints import restore, save
 from .run import STOPPED, checkpoint_of, data_of, experiment, load, load_recipe, main
 from .settings import Conditional, Settings, parse, setting, to_yaml
 
@@ -19,6 +20,8 @@ __all__ = [
     "main",
     "parse",
     "refusing",
+    "restore",
+    "save",
     "setting",
     "to_yaml",
 ]

@@ -25,7 +25,7 @@ def test_progress_and_time_are_read_from_the_log(tmp_path):
     ("log", "code", "refused"),
     [
         ("refused: data: no labels\n", 2, True),
-        ("refused: stopped at step 3: loss of player 'a' is not finite\n", 2, False),
+        ("refused: stopped at step 3: loss of player 'a' is not finite\n", 76, False),
         ("Traceback\nValueError: x\n", 1, False),
         ("", -9, False),
     ],
@@ -34,7 +34,9 @@ def test_a_run_that_a_nan_stops_has_failed_and_was_not_refused(tmp_path, log, co
     run = Run(tmp_path, "vae", 0)
     run.log.parent.mkdir(parents=True)
     run.log.write_text(log)
-    assert run.ended(code)["refused"] is refused and not run.finished()
+    outcome = run.ended(code)
+    assert outcome["refused"] is refused and not run.finished()
+    assert not outcome["why"].startswith("refused")
 
 
 def test_a_run_has_finished_only_where_there_is_one(tmp_path):

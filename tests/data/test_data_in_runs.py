@@ -77,7 +77,7 @@ def test_classes_have_names_in_a_run_its_samples_and_its_resume(tmp_path, monkey
     (data / "11").rename(data / "10")
     Image.new("L", (8, 8), 9).save(data / "1" / "more.png")
     train("vae", out, *words)
-    assert "examples changed since" in capsys.readouterr().out
+    assert "examples: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", ["ddpm", "vae", "gan"])

@@ -4,30 +4,36 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hybrids.experiment.checkpoints.checkpoint import (
+    FORMAT,
     CheckpointError,
     OtherFormat,
-    claim,
-    lock,
+    _render,
+    _seal,
     newest,
     read,
+    read_newest,
     save,
     verify,
 )
-from hybrids.experiment.checkpoints.manifest import FORMAT, _render, _seal
-from hybrids.experiment.checkpoints.state import compare
+from hybrids.experiment.checkpoints.run_folder import claim, lock
+from hybrids.experiment.checkpoints.state import State, compare
+from hybrids.files import append_line, parse_tensors
 from hybrids.processes import agree, decide_on_main
 from hybrids.refusal import Refusal
 
+REPOSITORY = Path(__file__).parents[2]
 FILES = ["model.safetensors", "model.json", "game.json", "rank-0.safetensors", "rank-0.json", "manifest.json"]
 
 
@@ -43,14 +49,14 @@ def put(accelerator, tmp_path):
     """Save a small checkpoint of a step under RUN/checkpoints."""
 
     def put(step: int, keep: int = 9, root: Path = tmp_path / "checkpoints", **changed) -> Path:
-        parts = dict(
+        card = changed.pop("card", {"recipe": "toy"})
+        state = State(
             tensors={"model": {"w": torch.full((2, 3), float(step)), "b": torch.zeros(3)}},
-            states={"model": {"decay": 0.1}, "game": {"turns": [1, 2]}},
-            card={"recipe": "toy"},
+            values={"model": {"decay": 0.1}, "game": {"turns": [1, 2]}},
             rank_tensors={"rng": torch.get_rng_state()},
-            rank_state={"position": step},
+            rank_values={"position": step},
         )
-        return save(root, step, accelerator=accelerator, keep=keep, **{**parts, **changed})
+        return save(root, step, replace(state, **changed), card, accelerator, keep)
 
     return put
 
@@ -99,37 +105,38 @@ def test_tensors_and_states_come_back_bit_for_bit(put):
         "b.weight": tied.weight,
     }
     state = {"third": 1 / 3, "huge": 2**100, "none": None, "text": "ü", "list": [1, [2.5]]}
-    folder = put(3, tensors={"odd": tensors}, states={"odd": state}, rank_tensors={}, rank_state=None)
+    folder = put(3, tensors={"odd": tensors}, values={"odd": state}, rank_tensors={}, rank_values=None)
     got = read(folder, rank=0)
     assert (got.step, got.card, got.world_size) == (3, {"recipe": "toy"}, 1)
-    assert got.states == {"odd": state} and got.rank_state is None and got.rank_tensors == {}
+    assert got.state.values == {"odd": state} and got.state.rank_values is None and got.state.rank_tensors == {}
     for name, tensor in tensors.items():
-        back = got.tensors["odd"][name]
+        back = got.state.tensors["odd"][name]
         assert back.shape == tensor.shape and back.dtype == tensor.dtype and back.device.type == "cpu", name
         as_bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0)
         assert not tensor.numel() or torch.equal(back.reshape(-1).view(torch.uint8), as_bytes), name
-    got.tensors["odd"]["same"].zero_()  # writable, and no view of its neighbours
-    assert got.tensors["odd"]["view"].abs().sum() > 0
+    got.state.tensors["odd"]["same"].zero_()  # writable, and no view of its neighbours
+    assert got.state.tensors["odd"]["view"].abs().sum() > 0
 
 
 def test_the_generator_s_state_comes_back(put):
     got = read(put(1), rank=0)
-    torch.set_rng_state(got.rank_tensors["rng"])
+    state = got.state.rank_tensors["rng"].clone()
+    torch.set_rng_state(state)
     first = torch.rand(3)
-    torch.set_rng_state(got.rank_tensors["rng"])
+    torch.set_rng_state(state)
     assert torch.equal(first, torch.rand(3))
 
 
 def test_the_rank_s_parts_are_none_for_another_world(put):
     folder = put(1)
-    assert read(folder, rank=0, world_size=1).rank_state == {"position": 1}
+    assert read(folder, rank=0, world_size=1).state.rank_values == {"position": 1}
     for got in (read(folder, rank=0, world_size=2), read(folder, rank=1)):
-        assert got.rank_tensors is None and got.rank_state is None and got.tensors["model"]
+        assert got.state.rank_tensors is None and got.state.rank_values is None and got.state.tensors["model"]
 
 
 def test_a_state_that_json_would_change_is_refused(put):
     with pytest.raises(CheckpointError, match=r"game.json: keys must be text, as JSON has no others; got 1"):
-        put(1, states={"game": {"a": [{1: "one"}]}})
+        put(1, values={"game": {"a": [{1: "one"}]}})
     with pytest.raises(CheckpointError, match="TypeError: card: keys must be text"):
         put(1, card={1: 2})
 
@@ -137,7 +144,7 @@ def test_a_state_that_json_would_change_is_refused(put):
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "rank-0", "manifest", ""])
 def test_a_part_s_name_stays_in_its_folder(put, tmp_path, name):
     with pytest.raises(CheckpointError, match="must be a plain file name"):
-        put(1, states={name: {}})
+        put(1, values={name: {}})
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -224,7 +231,7 @@ def test_a_poisoned_pickle_is_never_executed(put, tmp_path):
     for name in ("custom_checkpoint_0.pkl", "extra.safetensors"):  # beside: ignored
         folder = put(1)
         (folder / name).write_bytes(poison)
-        assert newest(folder.parent) == folder and set(read(folder, 0).tensors) == {"model"}
+        assert newest(folder.parent) == folder and set(read(folder, 0).state.tensors) == {"model"}
     for name in FILES:  # instead: refused
         folder = put(1)
         (folder / name).write_bytes(poison)
@@ -254,7 +261,7 @@ def test_an_older_format_is_refused_and_not_passed_over(put):
     """Passed over, its run would be started over in the same folder."""
     folder = put(1)
     reseal(folder, format=FORMAT - 1)
-    older = f"is of format {FORMAT - 1}, which an older hybrids wrote; this one reads format {FORMAT}"
+    older = f"is of format {FORMAT - 1}, this hybrids reads format {FORMAT}; an older hybrids wrote it"
     with pytest.raises(OtherFormat, match=older):
         verify(folder)
     with pytest.raises(OtherFormat, match=older):
@@ -275,7 +282,7 @@ def test_a_manifest_that_lacks_entries_is_refused(put, changed):
         ("{", "cannot be read"),
         ("[]", "states no format"),
         ('{"format": "x"}', "states no format"),
-        ('{"format": 0}', f"is of format 0, which an older hybrids wrote; this one reads format {FORMAT}"),
+        ('{"format": 0}', f"is of format 0, this hybrids reads format {FORMAT}; an older hybrids wrote it"),
         (f'{{"format": {FORMAT}}}', "entries are missing"),
         ("[" * 100_000, "cannot be read"),
     ],
@@ -362,8 +369,8 @@ def test_later_steps_go_once_the_run_has_gone_back(put):
 
 def test_a_step_is_saved_again(put):
     put(5)
-    folder = put(5, keep=1, states={"second": {}})
-    assert read(folder, 0).states == {"second": {}} and names(folder.parent) == ["step-5"]
+    folder = put(5, keep=1, values={"second": {}})
+    assert read(folder, 0).state.values == {"second": {}} and names(folder.parent) == ["step-5"]
 
 
 def test_a_save_that_fails_leaves_all_as_it_was(put, monkeypatch):
@@ -373,9 +380,9 @@ def test_a_save_that_fails_leaves_all_as_it_was(put, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device", str(path))
 
-    for place in ("write_tensors", "write_json", "write_text", "make_manifest", "flush"):
+    for place in ("write_tensors", "write_json", "write_text", "_manifest", "flush", "_digest"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"hybrids.experiment.checkpoints.checkpoint.{place}", lambda path, *_: full(path))
+            patch.setattr(f"hybrids.experiment.checkpoints.checkpoint.{place}", lambda path, *_, **__: full(path))
             for step in (1, 2):
                 with pytest.raises(CheckpointError, match=r"was not saved \(OSError: .*No space left.*MiB are free"):
                     put(step, keep=1)
@@ -413,13 +420,16 @@ def run_script(tmp_path: Path, body: str, *argv: str) -> subprocess.CompletedPro
         from pathlib import Path
         import torch
         from accelerate import Accelerator
+        from dataclasses import replace
         from hybrids.experiment.checkpoints.checkpoint import *
+        from hybrids.experiment.checkpoints.run_folder import claim
+        from hybrids.experiment.checkpoints.state import State
         accelerator = Accelerator(cpu=True)
         root = Path(sys.argv[1])
         def put(step, keep=9, **changed):
-            parts = dict(tensors={"model": {"w": torch.zeros(3000)}}, states={"game": {"t": step}}, card={},
-                         rank_tensors={"rng": torch.zeros(2000)}, rank_state={"rank": accelerator.process_index})
-            return save(root, step, accelerator=accelerator, keep=keep, **{**parts, **changed})
+            state = State({"model": {"w": torch.zeros(3000)}}, {"game": {"t": step}},
+                          {"rng": torch.zeros(2000)}, {"rank": accelerator.process_index})
+            return save(root, step, replace(state, **changed), {}, accelerator, keep)
         """)
         + textwrap.dedent(body)
     )
@@ -473,7 +483,7 @@ def test_a_kill_at_each_stage_leaves_a_valid_one(tmp_path, again):
                 return call
             for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
                 setattr(os, name, counted(getattr(os, name)))
-            put(step, keep=1, states={{"game": {{"t": "second"}}}})
+            put(step, keep=1, values={{"game": {{"t": "second"}}}})
             os._exit(0)
         put(1)
         seen, killed = set(), 0
@@ -484,7 +494,7 @@ def test_a_kill_at_each_stage_leaves_a_valid_one(tmp_path, again):
             _, status = os.waitpid(pid, 0)
             found = newest(root)
             assert found is not None, (n, os.listdir(root))
-            second = read(found, 0).states["game"]["t"] == "second"
+            second = read(found, 0).state.values["game"]["t"] == "second"
             seen.add(second)
             if not os.WIFSIGNALED(status):
                 assert os.WEXITSTATUS(status) == 0 and second and os.listdir(root) == [f"step-{{step}}"]
@@ -507,7 +517,7 @@ def test_the_failure_of_one_rank_is_every_rank_s(tmp_path):
         rank = accelerator.process_index
         put(1)
         try:
-            put(2, rank_state={1: 2} if rank == 1 else {})
+            put(2, rank_values={1: 2} if rank == 1 else {})
         except CheckpointError as error:
             assert "rank 1: TypeError" in str(error) and "rank 0" not in str(error), error
         else:
@@ -515,7 +525,7 @@ def test_the_failure_of_one_rank_is_every_rank_s(tmp_path):
         accelerator.wait_for_everyone()
         assert os.listdir(root) == ["step-1"]
         got = read(root / "step-1", rank, 2)
-        assert got.rank_state == {"rank": rank} and got.world_size == 2
+        assert got.state.rank_values == {"rank": rank} and got.world_size == 2
         accelerator.wait_for_everyone()
         from hybrids.processes import decide_on_main
         from hybrids.refusal import Refusal
@@ -609,33 +619,39 @@ def test_auto_goes_on_or_starts(put, tmp_path):
     (tmp_path / "config.yaml").touch()  # ... before its first checkpoint
     assert claim(tmp_path, "auto") is None
     first, second = put(1), put(2)
-    assert claim(tmp_path, "auto") == second
+    root = claim(tmp_path, "auto")
+    assert read_newest(root).folder == second
     (second / "game.json").unlink()
     with pytest.warns(UserWarning, match="passed over"):
-        assert claim(tmp_path, "auto") == first
+        assert read_newest(root).folder == first
     with pytest.raises(Refusal, match="--overwrite with --resume auto"):
         claim(tmp_path, "auto", overwrite=True)
+    (first / "game.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none .* is whole \(.*step-2/game.json.*step-1/game.json.*verify.py"):
+        read_newest(root)
     reseal(second, format=FORMAT + 1)
     with pytest.raises(OtherFormat):
-        claim(tmp_path, "auto")
+        read_newest(root)
 
 
 def test_a_path_is_a_checkpoint_or_a_run(put, tmp_path):
     first, second = put(1), put(2)
     other = tmp_path / "other"
     assert claim(other, str(first)) == first
-    assert claim(other, str(tmp_path)) == second
-    assert claim(other, str(tmp_path / "checkpoints")) == second
+    assert claim(other, str(tmp_path)) == claim(other, str(tmp_path / "checkpoints")) == second.parent
     assert claim(tmp_path, str(first)) == first  # going back in one's own folder
     (second / "game.json").unlink()
     with pytest.raises(CheckpointError, match="step-2/game.json: is missing"):
-        claim(other, str(second))
-    (second / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="step-2/manifest.json: is missing"):
-        claim(other, str(second))
+        read_newest(claim(other, str(second)))
     (other / "config.yaml").touch()
     with pytest.raises(Refusal, match="holds another run"):
         claim(other, str(first))
+    with pytest.raises(CheckpointError, match="step-2/game.json: is missing"):
+        claim(other, str(second), overwrite=True)
+    assert (other / "config.yaml").exists()  # nothing is removed for a checkpoint that is not whole
+    (second / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="step-2/manifest.json: is missing"):
+        read_newest(claim(tmp_path, str(second)))
     assert claim(other, str(first), overwrite=True) == first and not (other / "config.yaml").exists()
     with pytest.raises(Refusal, match="would remove that checkpoint"):
         claim(tmp_path, str(first), overwrite=True)
@@ -645,7 +661,7 @@ def test_a_path_is_a_checkpoint_or_a_run(put, tmp_path):
 @pytest.mark.parametrize("where", ["nope", "", "latest"])
 def test_a_path_with_nothing_there_is_refused_before_the_folder_is_made(tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refusal, match=r"--resume .*: no valid checkpoint there \(looked in /.*expected never, auto"):
+    with pytest.raises(Refusal, match=r"--resume .*: no checkpoint there \(looked in /.*expected never, auto"):
         claim(tmp_path / "out", where)
     assert not (tmp_path / "out").exists()
 
@@ -659,10 +675,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
             ):
                 use(folder)
 
-    def read_only(self, **_):
+    def read_only(path, flags):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "touch", read_only)
+    monkeypatch.setattr("hybrids.experiment.checkpoints.run_folder.no_follow", read_only)
     with pytest.raises(Refusal, match="cannot be written .Read-only file system; /"):
         claim(tmp_path / "run")
 
@@ -703,3 +719,155 @@ def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
         holder.communicate()
     with lock(tmp_path):
         pass
+
+
+def test_a_child_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
+    """Data workers are forked; killed, their run must not keep its folder locked through them."""
+    release, hold = os.pipe()
+    with lock(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(hold)
+            os.read(release, 1)  # until the other end is closed
+            os._exit(0)
+        with pytest.raises(Refusal, match="is in use"), lock(tmp_path):
+            pass
+    try:
+        with lock(tmp_path):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives, and the lock is free
+    finally:
+        os.close(hold), os.waitpid(child, 0), os.close(release)
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "aim").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "aim")
+    with (
+        pytest.raises(Refusal, match=r"\.lock is a symbolic link to .*aim, and a run writes through none"),
+        lock(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "aim").read_text() == "mine"
+
+
+# Tensors in a file.
+
+
+def as_file(header: bytes, data: bytes = b"") -> torch.Tensor:
+    return torch.frombuffer(bytearray(len(header).to_bytes(8, "little") + header + data), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(0, dtype=torch.uint8),
+        torch.zeros(4, dtype=torch.uint8),
+        torch.full((16,), 255, dtype=torch.uint8),
+        as_file(b"[]"),
+        as_file(b"{"),
+        as_file(b'{"a": 3}'),
+        as_file(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', bytes(8)),
+        as_file(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}', bytes(8)),
+        as_file(b'{"a": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}', bytes(8)),
+        as_file(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}', bytes(8)),
+        as_file(b'{"a": {"dtype": "P8", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
+    ],
+)
+def test_bytes_that_are_no_tensor_file_are_refused(content):
+    with pytest.raises(ValueError):
+        parse_tensors(content)
+
+
+def test_a_tensor_that_begins_anywhere_is_read():
+    """Other libraries do not pad the header."""
+    header = b'{"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {}}'
+    for padding in range(4):
+        data = torch.tensor([1.5, -2.0]).numpy().tobytes()
+        got = parse_tensors(as_file(header + b" " * padding, data))
+        assert torch.equal(got["a"], torch.tensor([[1.5], [-2.0]])) and got.keys() == {"a"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "\x00"])
+def test_json_that_cannot_be_read_is_refused_by_name(put, text):
+    """Also where the manifest vouches for it."""
+    folder = put(1)
+    (folder / "game.json").write_text(text)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    entry = {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    reseal(folder, files={**files, "game.json": entry})
+    with pytest.raises(CheckpointError, match="game.json: cannot be read"):
+        read(folder, 0)
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path):
+    """A disk that fills up in the middle of a line leaves the lines before it whole."""
+    path = tmp_path / "log"
+    append_line(path, "first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_line(path, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "first\n"
+    append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
+
+
+# What scripts/verify.py prints.
+
+
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_the_report_of_a_run(tmp_path, capsys, monkeypatch):
+    """What each checkpoint holds, what is damaged, what is usable and how; and the ways that it names work."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import verify as script
+
+    import hybrids
+    from hybrids import experiment
+    from hybrids.experiment import load_recipe
+
+    def printed(path, code):
+        with pytest.raises(SystemExit) as caught:
+            script.main([str(path)])
+            raise SystemExit(0)
+        assert caught.value.code == code
+        return capsys.readouterr().out
+
+    recipe, out = load_recipe("vae"), tmp_path / "run"
+    words = "--device cpu --batch-size 8 --width 8 --latent 4 --steps 2 --checkpoint-every 1 --resolution 8 --out"
+    experiment.main(recipe.Settings, recipe.build, [*words.split(), str(out)])
+    capsys.readouterr()
+    one, two = (out / "checkpoints" / f"step-{n}" for n in (1, 2))
+    text = printed(out, 0)
+    assert "step-2: format 2, step 2 of recipe vae, 1 process(es)" in text and "DAMAGED" not in text
+    assert text.count("all of it is whole") == 2 and f"to go on exactly: --resume {two}" in text
+    plain, average = hybrids.load(two, ema=False).state_dict(), hybrids.load(two).state_dict()
+
+    flip(two / "optimizers.safetensors")
+    text = printed(out, 1)
+    assert "optimizers.safetensors: its SHA-256 is" in text and f"to go on exactly: --resume {one}" in text
+    assert f"usable: the weights and their average: hybrids.load({str(two)!r})" in text
+    again = hybrids.load(two).state_dict()
+    assert all(torch.equal(again[name], average[name]) for name in average)
+
+    flip(two / "ema.safetensors")
+    assert f"usable: the weights: hybrids.load({str(two)!r}, ema=False)" in printed(two, 1)
+    again = hybrids.load(two, ema=False).state_dict()
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+    (two / "progress.json").unlink()
+    assert f"usable: safetensors.torch.load_file('{two}/stage-0.safetensors')" in printed(two, 1)
+    flip(one / "manifest.json")
+    text = printed(out, 1)
+    assert "manifest.json: was changed after it was written" in text or "manifest.json: cannot be read" in text
+    assert f"perhaps usable, though unverified: safetensors.torch.load_file('{one}/ema.safetensors')" in text
+    assert "no checkpoint is whole" in text
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(tmp_path / "nothing")])
+    assert "no checkpoint there" in capsys.readouterr().err

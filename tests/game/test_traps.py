@@ -447,7 +447,7 @@ def test_trap_22_names_know_nothing_of_wrappers(tmp_path, few_digits):
     assert {key.split("/")[1] for key in optimizers(wrapped, [player])[0]} == {"a.moves.0.weight", "a.moves.0.bias"}
     load_weights(wrapped, weights(root), "here")
     run("gan", tmp_path / "run", "--mixed-precision", "bf16", "--spectral-norm", steps=1)
-    from hybrids.experiment.checkpoints.manifest import load_manifest
+    from hybrids.experiment.checkpoints.checkpoint import load_manifest
 
     saved = load_manifest(tmp_path / "run" / "checkpoints" / "step-1")["tensors"]
     names = [name for part in saved.values() for name in part]

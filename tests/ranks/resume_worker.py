@@ -5,12 +5,13 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "game"))
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("game", "experiment")]
 
 import torch.distributed as dist  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 from small import TINY  # noqa: E402
+from test_script import ddpm, script  # noqa: E402
 
 from hybrids import experiment  # noqa: E402
 from hybrids.experiment import load_recipe  # noqa: E402
@@ -26,7 +27,7 @@ def run(name, out, *argv):
     AcceleratorState._reset_state(False)
     GradientState._reset_state()
     recipe = load_recipe(name)
-    common = ["--device", "cpu", "--batch-size", "4", "--log-every", "1", "--keep-checkpoints", "9", "--steps", "6"]
+    common = ["--device", "cpu", "--batch-size", "4", "--log-every", "50", "--keep-checkpoints", "9", "--steps", "6"]
     try:
         experiment.main(recipe.Settings, recipe.build, [*common, *TINY[name], "--out", str(OUT / out), *argv])
     except SystemExit as error:
@@ -60,7 +61,15 @@ def main():
         runs.train = signalled
         assert run(name, f"{name}-resumed", *every) == experiment.STOPPED
         runs.train = TRAIN
+        # Whatever is logged, all stop within two steps of the signal.
+        newest = max(int(path.name[5:]) for path in (OUT / f"{name}-resumed/checkpoints").glob("step-*"))
+        assert 3 <= newest <= 5, newest
         assert run(name, f"{name}-resumed", *every, "--resume", "auto") == 0
+    for folder, stops in (("straight", [6]), ("stopped", [3, 6])):
+        for seed, stop in enumerate(stops):
+            AcceleratorState._reset_state(False)
+            GradientState._reset_state()
+            script(ddpm, OUT / f"script-{folder}", stop, seed)
     a = Accelerator(cpu=True)
     assert a.num_processes == 2
     a.wait_for_everyone()

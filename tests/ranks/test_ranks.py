@@ -120,7 +120,7 @@ def test_trap_19_batch_norm_runs_on_two_ranks(both):
 
 def test_trap_22_two_ranks_save_plain_names(both, folder):
     """Trap 22: DDP's `module.`, the compiler's `_orig_mod.`. Guard: names of the unwrapped modules."""
-    from hybrids.experiment.checkpoints.manifest import load_manifest
+    from hybrids.experiment.checkpoints.checkpoint import load_manifest
 
     both("saved")
     manifest = load_manifest(folder / "saved" / "checkpoints" / "step-2")

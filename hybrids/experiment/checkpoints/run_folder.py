@@ -1,7 +1,8 @@
-"""Who may use a run folder, and what becomes of what lies in it."""
+"""Who may use a run folder, and what becomes of the files that are in it."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -11,11 +12,166 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...files import remove
+from ...files import no_follow, remove
 from ...refusal import Refusal, is_main
-from .manifest import newest, steps_in, verify
+from .checkpoint import newest, steps_in
 
-__all__ = ["claim", "lock"]
+__all__ = ["claim", "lock", "refuse_links"]
+
+
+def claim(folder: str | os.PathLike[str], resume: str = "never", overwrite: bool = False) -> Path | None:
+    """Make a run folder ready and return what to go on from; None: start at the beginning.
+
+    Arguments:
+        folder: the run's.
+        resume: `never`, which refuses a folder that holds a run unless `overwrite`; `auto`, the checkpoints in `folder`
+            if there are any; or the path of a checkpoint or a run.
+        overwrite: remove that run's own files, once what `resume` names is verified.
+    Returns: a checkpoint, or a folder that holds some, for `read_newest`.
+    Raises Refusal. The main process calls it, holding `lock(folder)` (see `decide_on_main`).
+    """
+    folder = Path(folder)
+    checkpoints = folder / "checkpoints"
+    if overwrite and resume == "auto":
+        raise Refusal("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
+    source = None if resume in ("never", "auto") else _source(Path(resume))
+    _check_writable(folder)
+    refuse_links(folder)
+    if resume == "auto":
+        return checkpoints if steps_in(checkpoints) else None
+    inside = source is not None and folder.resolve() in source.resolve().parents
+    if inside and overwrite:
+        raise Refusal(f"--overwrite with --resume {resume}: would remove that checkpoint; drop one, or change --out")
+    if _holds_run(folder) and not inside and not overwrite:
+        raise Refusal(
+            f"--out {folder}: holds another run; --resume auto goes on with it, --overwrite removes it, and another "
+            "--out leaves it alone"
+        )
+    if overwrite:
+        if source is not None:
+            newest(source)
+        _remove_run(folder)
+    return source
+
+
+# Descriptors of the locks that this process holds.
+_held: set[int] = set()
+
+
+@contextmanager
+def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run folder for this run: a second process is refused while the first lives.
+
+    Only the main process holds the lock (`RUN/.lock`, by flock); the kernel releases it when that process ends, however
+    it ends and whatever children it leaves. Where the file system has no locks, warns and goes on.
+    """
+    if not is_main():
+        yield
+        return
+    path = Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = no_follow(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _linked(path) from None
+        raise Refusal(f"--out {folder}: cannot be written ({error.strerror}); give a folder that can") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            raise Refusal(
+                f"--out {folder}: is in use by {holder}; wait for it, stop it, or give another folder"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"{path}: no lock ({error.strerror}): start no second run in this folder", stacklevel=3)
+        else:
+            _held.add(descriptor)
+            _write_holder(descriptor, path)
+        # The file stays: removing it would let two processes hold locks on two files of one name.
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _release_in_child() -> None:
+    """Close a forked child's copy of each lock, which would hold it after the run has died: data workers are forked."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def _write_holder(descriptor: int, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        # The lock holds all the same; only a second run's message will not name this process.
+        warnings.warn(f"{path}: cannot be written ({error.strerror})", stacklevel=3)
+
+
+# Where a run writes, besides temporary names, which are never opened if they exist.
+_WRITTEN = (
+    ".lock",
+    "config.yaml",
+    "players.txt",
+    "metrics.jsonl",
+    "summary.json",
+    "samples",
+    "tensorboard",
+    "checkpoints",
+)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a run folder in which a name that a run writes under is a symbolic link. Raises Refusal."""
+    for name in _WRITTEN:
+        if (folder / name).is_symlink():
+            raise _linked(folder / name)
+
+
+def _linked(path: Path) -> Refusal:
+    return Refusal(
+        f"--out {path.parent}: {path.name} is a symbolic link to {os.readlink(path)}, and a run writes through none; "
+        "remove the link (to keep a run on another disk, link or name the whole run folder)"
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # By trying, as permissions say nothing on a read-only file system, nor to root.
+        probe = folder / f".writable-{os.getpid()}.tmp"
+        probe.unlink(missing_ok=True)
+        os.close(no_follow(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        probe.unlink()
+    except OSError as error:
+        raise Refusal(
+            f"--out {folder}: cannot be written ({error.strerror}; {folder.resolve()}); give a folder that can"
+        ) from None
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or bool(steps_in(folder / "checkpoints"))
+
+
+def _source(path: Path) -> Path:
+    """Return the checkpoint, or the folder of checkpoints, that `--resume PATH` means."""
+    if (path / "manifest.json").exists() or (re.fullmatch(r"step-\d+", path.name) and path.is_dir()):
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not steps_in(root):
+        raise Refusal(
+            f"--resume {path}: no checkpoint there (looked in {path.resolve()}); expected never, auto (the newest in "
+            "--out), a folder checkpoints/step-N, or a run folder that holds one"
+        )
+    return root
+
 
 # A run's own files, in the order in which they go: what marks the folder as a run's goes last, so that a removal that
 # was cut off is still seen as a run.
@@ -27,50 +183,11 @@ _OWN = (
     "checkpoints/.step-*",
     "checkpoints/step-*",
     ".*.tmp",
+    "players.txt",
     "metrics.jsonl",
     "summary.json",
     "config.yaml",
 )
-
-
-@contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a run folder for this run: a second process is refused while the first lives.
-
-    Only the main process holds the lock (`RUN/.lock`, by flock); the kernel releases it when that process ends, however
-    it ends. Where the file system has no locks, warns and goes on.
-    """
-    if not is_main():
-        yield
-        return
-    path = Path(folder) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise Refusal(f"--out {folder}: cannot be written ({error.strerror}); give a folder that can") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise Refusal(
-                f"--out {folder}: is in use by {holder}; wait for it, stop it, or give another folder"
-            ) from None
-        except OSError as error:
-            warnings.warn(f"{path}: no lock ({error.strerror}): start no second run in this folder", stacklevel=3)
-        else:
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        # The file stays: removing it would let two processes hold locks on two files of one name.
-        yield
-
-
-def _holds_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists() or bool(steps_in(folder / "checkpoints"))
 
 
 def _remove_run(folder: Path) -> None:
@@ -81,53 +198,3 @@ def _remove_run(folder: Path) -> None:
         for parent, _, _ in os.walk(folder / name, topdown=False):
             if not os.listdir(parent):
                 os.rmdir(parent)
-
-
-def _source(path: Path) -> Path:
-    """The checkpoint that `--resume PATH` means: `path` itself, or the newest in the run `path`."""
-    if (path / "manifest.json").exists() or re.fullmatch(r"step-\d+", path.name) and path.is_dir():
-        verify(path)
-        return path
-    found = newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path) if path.is_dir() else None
-    if found is None:
-        raise Refusal(
-            f"--resume {path}: no valid checkpoint there (looked in {path.resolve()}); expected never, auto (the "
-            "newest in --out), a folder checkpoints/step-N, or a run folder that holds one"
-        )
-    return found
-
-
-def claim(folder: str | os.PathLike[str], resume: str = "never", overwrite: bool = False) -> Path | None:
-    """Make a run folder ready and return the checkpoint to go on from; `None` starts at the beginning.
-
-    `resume` is `never`, which refuses a folder that holds a run unless `overwrite` has that run's own files removed;
-    `auto`, the newest valid checkpoint in `folder` if there is one; or the path of a checkpoint or run, verified. The
-    main process calls it, holding `lock(folder)` (see `decide_on_main`). Raises `Refusal`.
-    """
-    folder = Path(folder)
-    if overwrite and resume == "auto":
-        raise Refusal("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
-    source = None if resume in ("never", "auto") else _source(Path(resume))
-    inside = source is not None and folder.resolve() in source.resolve().parents
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # By trying, as permissions say nothing on a read-only file system, nor to root.
-        probe = folder / f".writable-{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise Refusal(
-            f"--out {folder}: cannot be written ({error.strerror}; {folder.resolve()}); give a folder that can"
-        ) from None
-    if resume == "auto":
-        return newest(folder / "checkpoints")
-    if inside and overwrite:
-        raise Refusal(f"--overwrite with --resume {resume}: would remove that checkpoint; drop one, or change --out")
-    if _holds_run(folder) and not inside and not overwrite:
-        raise Refusal(
-            f"--out {folder}: holds another run; --resume auto goes on with it, --overwrite removes it, and another "
-            "--out leaves it alone"
-        )
-    if overwrite:
-        _remove_run(folder)
-    return source

@@ -4,14 +4,14 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...files import write_whole
+from ...files import append_line, write_whole
 from ...finite import NotFinite
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Gathered:
         """What was noted since the last line, for a checkpoint between two lines."""
         return {f"logs/{tag}": torch.stack(values) for tag, values in self.values.items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`; other entries are passed over."""
         for tag, values in state.items():
             if tag.startswith("logs/"):
@@ -108,20 +108,19 @@ class Logs:
         """Forget what was logged after the step that the run goes on from."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text().splitlines():
+        earlier = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
-                continue  # a line cut off by a crash
-            if entry.get("step", 0) <= step:
-                kept.append(line + "\n")
-        write_whole(self.path, "".join(kept))
+                if entry.get("step", 0) <= step:
+                    earlier.append(line + "\n")
+            except (ValueError, AttributeError, TypeError, RecursionError):
+                continue  # a line cut off by a crash, or of another hand
+        write_whole(self.path, "".join(earlier))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and a point on each curve."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **values}))
         self._try(lambda: [self._open().add_scalar(tag, value, step) for tag, value in values.items()])
 
     def image(self, step: int, tag: str, drawn: Tensor) -> None:

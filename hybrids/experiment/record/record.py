@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import Batches, Data
-from ...files import write_whole
+from ...files import warning_if_full, write_whole
 from ...modes import evaluating
 from ...pictures import COLUMNS, labels_shown, save_picture
 from ...stage import Stage
@@ -177,7 +177,8 @@ class Record:
             tables.append(players_table(stage, stage.steps or self.settings.steps, batch))
         if self.main:
             text = "\n".join(tables)
-            write_whole(self.folder / "players.txt", text + "\n")
+            with warning_if_full("players.txt"):
+                write_whole(self.folder / "players.txt", text + "\n")
             self.logs.text("players", text)
         self.say(tables[index] if self.announced else "\n".join(tables))
         self.announced = True

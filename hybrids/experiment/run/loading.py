@@ -14,7 +14,7 @@ from ...data.source import say
 from ...own import is_own, load_module
 from ...refusal import Refusal, asked
 from ..checkpoints import checkpoint as disk
-from ..checkpoints.state import load_weights
+from ..checkpoints.state import load_weights, part
 from ..settings import Settings
 from ..settings.fields import settings_of
 
@@ -41,12 +41,18 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
 
 
 def checkpoint_of(run: str | os.PathLike[str]) -> Path:
-    """The newest checkpoint of a run folder, or the folder itself if it is a checkpoint. Raises Refusal for neither."""
+    """The newest valid checkpoint of a run folder, or the folder itself if it is one. Raises Refusal for neither."""
+    source = _source(run)
+    return source if source.name != "checkpoints" else disk.newest(source) or source
+
+
+def _source(run: str | os.PathLike[str]) -> Path:
     folder = Path(run)
-    source = folder if (folder / "manifest.json").is_file() else disk.newest(folder / "checkpoints")
-    if source is None:
+    if (folder / "manifest.json").is_file():
+        return folder
+    if not disk.steps_in(folder / "checkpoints"):
         raise Refusal(f"{folder}: no valid checkpoint there (looked in {(folder / 'checkpoints').resolve()})")
-    return source
+    return folder / "checkpoints"
 
 
 def data_of(checkpoint: Path, data: str | None = None) -> Data:
@@ -90,18 +96,25 @@ def load(
     recipes/; ema, whether to take the moving average where there is one; device.
     Raises Refusal where there is no valid checkpoint, or the recipe now builds other networks.
     """
-    source = checkpoint_of(run)
-    saved = disk.read(source, rank=0)
+    # Damage to what only training needs, such as the optimizers' state, does no harm here.
+    saved = disk.read_newest(_source(run), only=("stage-*", "progress", *["ema"] * ema))
+    assert saved is not None
+    source, tensors = saved.folder, saved.state.tensors
+    if not {"recipe", "settings", "data"} <= saved.card.keys():
+        raise Refusal(
+            f"{source}: was saved by a script, not by a recipe: hybrids.restore puts it back into its players"
+        )
     module = load_recipe(str(saved.card["recipe"]), recipe)
     settings = _settings(module, saved.card["settings"])
     data = Data.from_card(saved.card["data"])
     stages = module.build(settings, data)
-    index = saved.states["progress"]["stage"]
+    index = part(saved.state.values, "progress", str(source))["stage"]
     for i in range(index + 1):
-        load_weights(stages[i].root(), saved.tensors[f"stage-{i}"], f"{source}, stage {stages[i].name!r}")
+        weights = part(tensors, f"stage-{i}", str(source))
+        load_weights(stages[i].root(), weights, f"{source}, stage {stages[i].name!r}")
     model = stages[index].model
-    if ema and "ema" in saved.tensors:
-        load_weights(model, saved.tensors["ema"], f"{source}, the moving average")
+    if ema and "ema" in tensors:
+        load_weights(model, tensors["ema"], f"{source}, the moving average")
     model.to_data = data.to_data
     return model.to(device).eval().requires_grad_(False)
 

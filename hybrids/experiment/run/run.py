@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,29 @@ import torch
 
 from ...data import Data, load_data
 from ...ema import EMA
+from ...files import warning_if_full
 from ...game import NotFinite, assert_equal_on_ranks, train
 from ...launch import launched
-from ...processes import decide_on_main
-from ...refusal import Refusal, asked, first_asked, is_main, refusing
+from ...processes import agree, decide_on_main
+from ...refusal import CANNOT_WRITE, NOT_FINITE, STOPPED, Refusal, asked, first_asked, is_main, refusing
 from ...stage import Stage, check_finite, check_moved, checked
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.run_folder import claim, lock
-from ..checkpoints.state import (
-    load_optimizers,
-    load_weights,
-    optimizers,
-    random_numbers,
-    restore_random_numbers,
-    weights,
-)
+from ..checkpoints.state import gather, load_weights, part, restore, restore_random_numbers
 from ..record import Record, dry_run, few
 from ..record.logs import Gathered
 from ..settings import Settings, parse, to_yaml
 from .batches import batches_of, read, seed_all
+from .peers import Peers
 from .signals import Signals
 
 __all__ = ["STOPPED", "experiment", "main"]
-
-STOPPED = 75
-"""Exit code of a run that a signal stopped after it was saved: start it again with --resume auto."""
-
-NOT_FINITE = 76
-"""Exit code of a run that a loss or gradient stopped which was not finite; its checkpoints are from before."""
 
 Build = Callable[[Any, Data], list[Stage]]
 
 
 def main(settings_class: type[Settings], build: Build, argv: Sequence[str] | None = None) -> None:
-    """Run a recipe: parse its settings, run `experiment`, exit with 0, 2 (refused), 75 (stopped) or 76 (not finite)."""
+    """Run a recipe: parse its settings, call `experiment`, exit with 0 or a code of `hybrids.refusal`."""
     recipe = Path(inspect.getfile(build)).stem
     with refusing():
         try:
@@ -69,7 +58,14 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
     settings = launched(settings)
     accelerator = _accelerator(settings)
     try:
-        code = _Run(settings, build, recipe, accelerator).run()
+        run = _Run(settings, build, recipe, accelerator)
+        try:
+            code = run.run()
+        except (MemoryError, RuntimeError) as error:
+            if (why := _out_of_memory(error, settings) or run.peers.lost(error)) is None:
+                raise
+            intact = "the last checkpoint is intact: go on with --resume auto --out"
+            raise Refusal(f"stopped: {why}; {intact} {run.folder}", here=True) from error
         # Leaving while another rank still communicates aborts it (gloo). Not after an error, which may be one rank's.
         accelerator.wait_for_everyone()
         return code
@@ -79,12 +75,17 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
 
 def _accelerator(settings: Settings) -> Any:
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout))],
+    )
     # Not by an argument, which ACCELERATE_GRADIENT_ACCUMULATION_STEPS overrides.
     accelerator.gradient_accumulation_steps = settings.accumulation
     return accelerator
@@ -121,8 +122,9 @@ class _Run:
         default = Path("runs") / recipe / datetime.now().strftime("%Y%m%d-%H%M%S")
         # The clock of one process decides for all.
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
-        self.stop = Signals()
+        self.saved: disk.Checkpoint | None = None
         self.skipped = 0
+        self.stop, self.peers = Signals(), Peers(accelerator, settings.timeout)
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -130,30 +132,27 @@ class _Run:
             return dry_run(self.settings, self.recipe, self.data, self.stages, self.accelerator)
         with ExitStack() as stack:
             source = decide_on_main(self.accelerator, lambda: self._claim(stack))
-            saved = None if source is None else self._read(source)
-            done = 0 if saved is None else saved.step
+            self.saved = None if source is None else self._read(source)
+            done = 0 if self.saved is None else self.saved.step
             if done >= self.ends[-1]:
                 if self.accelerator.is_main_process:
                     print(f"{self.folder}: the run had finished its {done} steps; nothing to do", flush=True)
                 return 0
-            s = self.settings
-            self.record = Record(self.folder, s, self.recipe, self.data, self.stages, self.accelerator, done)
+            self.record = self._open_record(done)
             stack.callback(self.record.close)
-            self.record.announce(source, done)
-            seed_all(s.seed + 1 + self.accelerator.process_index * 1_000_003)
+            self.record.announce(None if self.saved is None else self.saved.folder, done)
+            seed_all(self.settings.seed + 1 + self.accelerator.process_index * 1_000_003)
+            if self.saved is not None:
+                self._go_on(self.saved)
             stack.enter_context(self.stop)
+            stack.enter_context(self.peers)
             for index, stage in enumerate(self.stages):
-                if done >= self.ends[index]:
-                    assert saved is not None
-                    load_weights(stage.root(), saved.tensors[f"stage-{index}"], f"stage {stage.name!r}")
-                    if done == self.ends[index]:
-                        # The next stage has saved nothing of its own yet.
-                        self._go_on(saved)
-                    continue
-                if not self._train(index, saved):
+                if self.saved is not None and done >= self.ends[index]:
+                    tensors = part(self.saved.state.tensors, f"stage-{index}", str(self.saved.folder))
+                    load_weights(stage.root(), tensors, f"stage {stage.name!r}")
+                elif not self._train(index):
                     self.record.say(f"stopped by a signal, saved; go on with --resume auto --out {self.folder}")
                     return STOPPED
-                saved = None
             skipped = f"; {self.skipped} step(s) skipped, not finite" if self.skipped else ""
             self.record.say(f"done: {self.folder}{skipped}")
         return 0
@@ -163,75 +162,61 @@ class _Run:
         return claim(self.folder, self.settings.resume, self.settings.overwrite)
 
     def _read(self, source: Path) -> disk.Checkpoint:
-        """A checkpoint of this recipe; what has changed since is said."""
-        a = self.accelerator
-        saved = disk.read(source, a.process_index, a.num_processes)
-        if saved.card.get("recipe") != self.recipe:
-            raise Refusal(f"--resume {source}: is of recipe {saved.card.get('recipe')!r}, this is {self.recipe!r}")
-        stage, ends = saved.states["progress"]["stage"], saved.states["progress"].get("ends", self.ends)
-        # A step's number is of a stage only as long as the stages before it keep their lengths.
-        if ends[:stage] != self.ends[:stage] or (saved.step > self.ends[stage] and stage + 1 < len(self.ends)):
-            raise Refusal(
-                f"--resume {source}: was saved at step {saved.step}, in stage {self.stages[stage].name!r}, and the "
-                f"stages ended at {ends}; with these --steps and --first-steps they end at {self.ends}"
-            )
-        before, now = saved.card["settings"], self._card()["settings"]
-        changed = {key: f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value}
-        if structural := [said for key, said in changed.items() if key in self.settings.structural]:
-            raise Refusal(
-                f"--resume {source}: its weights mean something else with other settings ({', '.join(structural)}); "
-                "expected the same, or a new run in another --out"
-            )
-        self._check_data(source, saved.card["data"])
-        if changed and a.is_main_process:
-            print(f"settings changed since {source}: {', '.join(changed.values())}", flush=True)
-        if saved.world_size != a.num_processes:
+        """Read a checkpoint of this run, on all ranks alike, and print what has changed since."""
+        saved = disk.read_newest(source, self.accelerator)
+        assert saved is not None
+        progress = part(saved.state.values, "progress", str(source))
+        _check_same_stages(saved, progress, self.recipe, self.stages, self.ends)
+        changed = _changed_settings(saved, self._card()["settings"], self.settings.structural)
+        changed += _changed_data(saved, self.data.card(), any(stage.conditional for stage in self.stages))
+        if changed and self.accelerator.is_main_process:
+            print(f"settings changed since {saved.folder}: {', '.join(changed)}", flush=True)
+        if saved.world_size != self.accelerator.num_processes:
             warnings.warn(
-                f"{source} was saved on {saved.world_size} processes, this is {a.num_processes}: the data order is "
-                "kept, noise is drawn anew; the run is not bit-exact",
+                f"{saved.folder} was saved on {saved.world_size} processes, this is {self.accelerator.num_processes}: "
+                "the data order is kept, noise is drawn anew; the run is not bit-exact",
                 stacklevel=2,
             )
         return saved
 
-    def _check_data(self, source: Path, before: dict[str, Any]) -> None:
-        """Refuse data whose labels or vectors mean something else than the checkpoint's; print a changed number."""
-        now = self.data.card()
-        before = now | before
-        changed = [name for name in ("mean", "scale") if not _close(before[name], now[name], now["scale"])]
-        if any(stage.conditional for stage in self.stages) and before["class_names"] != now["class_names"]:
-            changed.append("class_names")
-        if changed:
-            raise Refusal(
-                f"--resume {source}: the data's {' and '.join(changed)} have changed since, from "
-                f"{before[changed[0]]} to {now[changed[0]]}; expected the data it was trained on, or a new run in "
-                "another --out"
-            )
-        if before["examples"] != now["examples"] and self.accelerator.is_main_process:
-            print(f"examples changed since {source}: {before['examples']} → {now['examples']}", flush=True)
+    def _open_record(self, done: int) -> Record:
+        """Write config.yaml and cut the log back to the step that the run goes on from; refused on every rank."""
+        record, error = None, None
+        try:
+            record = Record(self.folder, self.settings, self.recipe, self.data, self.stages, self.accelerator, done)
+        except OSError as problem:
+            error = f"--out {self.folder}: cannot be written ({problem}); make room, or give another folder"
+        if errors := agree(self.accelerator, error):
+            raise Refusal(errors, code=CANNOT_WRITE)
+        assert record is not None
+        return record
 
     def _card(self) -> dict[str, Any]:
         import yaml
 
         own = yaml.safe_load(to_yaml(self.settings, self.recipe))
-        kept = {key: value for key, value in own.items() if key not in ("recipe", "out", "resume", "overwrite")}
-        return {"recipe": self.recipe, "data": self.data.card(), "settings": kept}
+        settings = {key: value for key, value in own.items() if key not in ("recipe", "out", "resume", "overwrite")}
+        return {"recipe": self.recipe, "data": self.data.card(), "settings": settings}
 
-    def _train(self, index: int, saved: disk.Checkpoint | None) -> bool:
+    def _train(self, index: int) -> bool:
         """Train one stage to its end; False if a signal stopped it."""
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
         with asked(f"stage {stage.name!r}"):
             batches = batches_of(stage, index, self.data, settings, self.accelerator)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
-        start = first
+        gathered, start = Gathered(), first
+        # It is let go here: while a file of it is in use, its space on the disk is taken.
+        saved, self.saved = self.saved, None
+        # At the end of a stage the next one has saved nothing of its own yet.
         if saved is not None and saved.step > first:
             start = saved.step
-            self._restore(index, batches, ema, saved)
+            with asked("--resume"):
+                restore(saved.state, (f"stage-{index}", stage.root()), stage.players, batches, ema, str(saved.folder))
+            gathered.restore(saved.state.rank_tensors or {})
+        del saved
         self.record.players(index, batches)
         shown = stage.model if ema is None else ema.module
-        gathered = Gathered()
-        if saved is not None and saved.step > first and saved.rank_tensors is not None:
-            gathered.restore(saved.rank_tensors)
         with asked(f"stage {stage.name!r}"):
             turns = train(
                 stage.players,
@@ -250,12 +235,13 @@ class _Run:
                 self.skipped += skipped
                 if ema is not None and not skipped:
                     ema.update_parameters(stage.model)
-                stopping = self._stopping(step)
+                stopping = self.peers.stopping(step, self.stop.received)
                 logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)
                 save = step == end or stopping or _due(step, settings.checkpoint_every)
                 if save or logging:
                     # Where only a signal asks for a checkpoint no line is written: the resumed run writes the due one.
-                    self.record.log(step, gathered, bar, write=logging)
+                    with warning_if_full(f"the log's line of step {step}"):
+                        self.record.log(step, gathered, bar, write=logging)
                 if save:
                     check_finite(stage, step)
                 bar.update(1)
@@ -277,64 +263,96 @@ class _Run:
     def _show(self, step: int, end: int, model: Any, conditional: bool) -> None:
         """What is due after a step: pictures, an evaluation, the summary."""
         if step == end or _due(step, self.settings.sample_every):
-            self.record.picture(step, model, conditional)
+            with warning_if_full(f"the picture of step {step}"):
+                self.record.picture(step, model, conditional)
         if _due(step, self.settings.evaluate_every):
-            self.record.evaluate(step, model, conditional)
+            with warning_if_full(f"the evaluation of step {step}"):
+                self.record.evaluate(step, model, conditional)
         if step == self.ends[-1]:
-            self.record.summary(step)
-
-    def _stopping(self, step: int) -> bool:
-        """Whether to stop after this step: all ranks or none, so several of them agree whenever they log."""
-        if self.accelerator.num_processes == 1:
-            return self.stop.received
-        if not _due(step, self.settings.log_every):
-            return False
-        flag = torch.tensor([float(self.stop.received)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            with warning_if_full("summary.json"):
+                self.record.summary(step)
 
     def _save(self, index: int, step: int, batches: Any, ema: EMA | None, gathered: Gathered) -> None:
-        stage = self.stages[index]
-        root = stage.root()
-        assert_equal_on_ranks(stage.players, self.accelerator)
-        tensors = {f"stage-{i}": weights(self.stages[i].root()) for i in range(index + 1)}
-        tensors["optimizers"], rest = optimizers(root, stage.players)
-        if ema is not None:
-            tensors["ema"] = weights(ema.module)
-        rank_tensors, rank_state = random_numbers(self.accelerator.device)
+        """Write the state of all stages so far."""
+        players = self.stages[index].players
+        assert_equal_on_ranks(players, self.accelerator)
+        state = gather(
+            {f"stage-{i}": stage.root() for i, stage in enumerate(self.stages[: index + 1])},
+            players,
+            batches,
+            ema,
+            self.accelerator.device,
+            progress={"stage": index, "ends": self.ends, "seconds": self.record.seconds},
+            logs=gathered.state(),
+        )
         disk.save(
-            self.folder / "checkpoints",
-            step,
-            tensors=tensors,
-            states={
-                "progress": {"stage": index, "ends": self.ends, "seconds": self.record.seconds},
-                "batches": batches.state_dict(),
-                "optimizers": rest,
-                "ema": {"updates": 1 if ema is None else int(ema.n_averaged)},
-            },
-            card=self._card(),
-            accelerator=self.accelerator,
-            rank_tensors=rank_tensors | gathered.state(),
-            rank_state=rank_state,
-            keep=self.settings.keep_checkpoints,
+            self.folder / "checkpoints", step, state, self._card(), self.accelerator, self.settings.keep_checkpoints
         )
 
-    def _restore(self, index: int, batches: Any, ema: EMA | None, saved: disk.Checkpoint) -> None:
-        stage = self.stages[index]
-        root = stage.root()
-        load_weights(root, saved.tensors[f"stage-{index}"], f"stage {stage.name!r}")
-        load_optimizers(root, stage.players, saved.tensors["optimizers"], saved.states["optimizers"])
-        if ema is not None:
-            load_weights(ema.module, saved.tensors.get("ema", weights(stage.model)), "the moving average")
-            ema.n_averaged.fill_(saved.states["ema"]["updates"])
-        with asked("--seed"):
-            batches.load_state_dict(saved.states["batches"])
-        self._go_on(saved)
-
     def _go_on(self, saved: disk.Checkpoint) -> None:
-        """Take up the clock and the random numbers where they were."""
-        self.record.before = saved.states["progress"]["seconds"]
+        """Set the clock and the random numbers to what they were."""
+        self.record.before = saved.state.values["progress"]["seconds"]
         if saved.world_size == self.accelerator.num_processes:
-            restore_random_numbers(self.accelerator.device, saved.rank_tensors, saved.rank_state)
+            restore_random_numbers(self.accelerator.device, saved.state.rank_tensors, saved.state.rank_values)
+
+
+def _check_same_stages(
+    saved: disk.Checkpoint, progress: dict[str, Any], recipe: str, stages: list[Stage], ends: list[int]
+) -> None:
+    """Refuse a checkpoint of another recipe, or one whose step would now be of another stage."""
+    source = saved.folder
+    if saved.card.get("recipe") != recipe:
+        raise Refusal(f"--resume {source}: is of recipe {saved.card.get('recipe')!r}, this is {recipe!r}")
+    stage, before = progress["stage"], progress.get("ends", ends)
+    # A step's number is of a stage only as long as the stages before it keep their lengths.
+    if before[:stage] != ends[:stage] or (saved.step > ends[stage] and stage + 1 < len(ends)):
+        raise Refusal(
+            f"--resume {source}: was saved at step {saved.step}, in stage {stages[stage].name!r}, and the stages ended "
+            f"at {before}; with these --steps and --first-steps they end at {ends}"
+        )
+
+
+def _changed_settings(saved: disk.Checkpoint, now: dict[str, Any], structural: Sequence[str]) -> list[str]:
+    """Return what differs from the settings of a checkpoint; refuse what decides what its weights mean."""
+    before = saved.card["settings"]
+    changed = {key: f"{key}: {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value}
+    if refused := [change for key, change in changed.items() if key in structural]:
+        raise Refusal(
+            f"--resume {saved.folder}: its weights mean something else with other settings ({', '.join(refused)}); "
+            "expected the same, or a new run in another --out"
+        )
+    return list(changed.values())
+
+
+def _changed_data(saved: disk.Checkpoint, now: dict[str, Any], conditional: bool) -> list[str]:
+    """Return a changed number of examples; refuse data whose labels or vectors mean something else than before."""
+    before = now | saved.card["data"]
+    changed = [name for name in ("mean", "scale") if not _close(before[name], now[name], now["scale"])]
+    if conditional and before["class_names"] != now["class_names"]:
+        changed.append("class_names")
+    if changed:
+        raise Refusal(
+            f"--resume {saved.folder}: the data's {' and '.join(changed)} have changed since, from "
+            f"{before[changed[0]]} to {now[changed[0]]}; expected the data it was trained on, or a new run in another "
+            "--out"
+        )
+    if before["examples"] == now["examples"]:
+        return []
+    return [f"examples: {before['examples']} → {now['examples']}"]
+
+
+def _out_of_memory(error: BaseException, settings: Settings) -> str | None:
+    """Return what to do about an error that says that memory ran out; None for another."""
+    text = str(error)
+    cpu = "DefaultCPUAllocator" in text or "can't allocate memory" in text
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not cpu:
+        return None
+    half = max(settings.batch_size // 2, 1)
+    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+    return (
+        f"out of memory ({first}); lower --batch-size and raise --accumulation, which keeps the effective batch: "
+        f"--batch-size {half} --accumulation {settings.accumulation * 2}"
+    )
 
 
 def _options(settings: Settings) -> dict[str, Any]:

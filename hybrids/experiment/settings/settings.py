@@ -75,6 +75,9 @@ class Settings:
     skip_nonfinite: int = setting(
         0, "How many steps may be skipped because a loss or gradient is not finite.", at_least=0
     )
+    timeout: int = setting(
+        1800, "Seconds that a process waits for the others before the run ends with a message.", at_least=1
+    )
     out: Path | None = setting(None, "Run folder; none: runs/RECIPE/TIMESTAMP.")
     resume: str = setting(
         "never",
@@ -99,6 +102,8 @@ class Settings:
         errors = []
         if self.device != "auto" and self.device not in (found := _devices()):
             errors.append(f"--device {self.device}: there is none here; expected auto or one of {', '.join(found)}")
+        if self.resume == "auto" and self.out is None and not self.overwrite:
+            errors.append("--resume auto: without --out the run folder is new and holds nothing to go on from; add it")
         if self.overwrite and self.resume == "auto":
             errors.append("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
         return errors
