@@ -59,6 +59,12 @@ class EMA(nn.Module):
         """Return what the averaged model returns."""
         return self.module(*args, **kwargs)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "EMA":
+        n = self.n_averaged
+        super()._apply(*args, **kwargs)
+        self.n_averaged = n
+        return self
+
     def train(self, mode: bool = True) -> "EMA":
         """Stay in eval mode, whatever is asked: the average is for sampling."""
         return super().train(False)

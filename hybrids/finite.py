@@ -84,6 +84,7 @@ class Watch:
             NotFinite: on every process, when more than `skip` steps are not finite.
             ValueError: on every process, if the reason is a batch out of range.
         """
+        norm = norm + self.doubt  # a loss that is flat has a gradient of 0, whatever the batch
         if self.on_cuda and not self.skip and self._fuses(player):
             player.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.pending.append(_Decision.of(player, norm, values, step, self.ranges))

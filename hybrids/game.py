@@ -76,7 +76,11 @@ def _play(
                         values = turn.backward(micro, step)
                     norm = turn.clip()
                     logs |= turn.step(norm, values, step)
-            yield step + 1, logs
+            try:
+                yield step + 1, logs
+            except GeneratorExit:
+                watch.finish()
+                raise
         watch.finish()
 
 

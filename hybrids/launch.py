@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .refusal import Refusal
@@ -76,7 +76,8 @@ def launched(settings: Any) -> Any:
     What is typed goes first, then `--config`, then what was launched, then the default.
 
     Arguments:
-        settings: from `parse`, whose attribute `sources` names where each value is from.
+        settings: from `parse`, whose attribute `sources` names where each value is from; without it every value that is
+            not the default counts as typed.
     Raises:
         Refusal: for a typed value that differs from what was launched, with both; and as `check_environment`.
     """
@@ -92,15 +93,26 @@ def launched(settings: Any) -> Any:
         wanted["accumulation"] = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps
     if _true("ACCELERATE_USE_CPU") and settings.device != "auto":
         wanted["device"] = "ACCELERATE_USE_CPU", "cpu"
-    sources: dict[str, str] = getattr(settings, "sources", {})
+    sources: dict[str, str] = getattr(settings, "sources", None) or {
+        field.name: field.name for field in fields(settings) if getattr(settings, field.name) != field.default
+    }
     errors = [
         f"{sources[name]} {getattr(settings, name)}: launched with {value} ({variable}); expected the same: drop one"
         for name, (variable, value) in wanted.items()
-        if sources.get(name, "").startswith("--") and getattr(settings, name) != value
+        if name in sources and getattr(settings, name) != value and not _of_file(sources[name])
     ]
     if errors:
         raise Refusal(errors)
+    for name, (variable, value) in wanted.items():
+        if name in sources and getattr(settings, name) != value:
+            # Accelerate reads the environment, so that it must say what --config says.
+            os.environ[variable] = "false" if name == "device" else str(getattr(settings, name))
     return replace(settings, **{name: value for name, (_, value) in wanted.items() if name not in sources})
+
+
+def _of_file(source: str) -> bool:
+    """Return whether a value is from a file, `PATH: KEY`."""
+    return ": " in source
 
 
 def _check_precision(precision: str) -> None:
@@ -117,7 +129,7 @@ def _check_dynamo(backend: str) -> None:
 
 
 def _asked(variable: str, default: str = "no") -> str:
-    return os.environ.get(variable, default).lower()
+    return (os.environ.get(variable) or default).lower()
 
 
 def _true(variable: str) -> bool:

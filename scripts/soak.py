@@ -9,6 +9,7 @@ Exit codes: 0, no difference; 1, some.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -29,6 +30,8 @@ RECIPES = {
     "ddpm": "--width 8 --resolution 8 --timesteps 8 --sample-steps 4 --dropout 0.1",
 }
 STEPS = 60
+LIMIT = 600
+"""Seconds until a run that has not ended counts as hanging."""
 
 
 def start(recipe: str, processes: int, out: Path, *more: str) -> list[subprocess.Popen]:
@@ -52,7 +55,7 @@ def start(recipe: str, processes: int, out: Path, *more: str) -> list[subprocess
 
 def finish(run: list[subprocess.Popen], out: Path) -> None:
     """Wait for a run to end. Raises SystemExit, with what its first process printed, if it failed."""
-    codes = [process.wait() for process in run]
+    codes = [process.wait(LIMIT) for process in run]
     if any(codes):
         raise SystemExit(f"a run ended with {codes}:\n{out.with_name(f'{out.name}-0.log').read_text()[-4000:]}")
 
@@ -64,22 +67,31 @@ def kill(run: list[subprocess.Popen], kind: signal.Signals, after: float) -> Non
         # One that has ended, and was not waited for, takes it without effect.
         process.send_signal(kind)
     for process in run:
-        process.wait()
+        process.wait(LIMIT)
 
 
 def differences(a: Path, b: Path) -> list[str]:
     """The names of what is not bit-equal in the last checkpoints of two runs."""
     folders = [run / "checkpoints" / f"step-{STEPS}" for run in (a, b)]
-    names = sorted(path.name for path in folders[0].iterdir() if path.name not in ("manifest.json", "progress.json"))
-    different = []
-    for name in names:
+    a_names, b_names = (
+        {path.name for path in folder.iterdir()} - {"manifest.json", "progress.json"} for folder in folders
+    )
+    different = sorted(a_names ^ b_names)
+    for name in sorted(a_names & b_names):
         one, other = (folder / name for folder in folders)
         if not name.endswith(".safetensors"):
             different += [name] * (one.read_bytes() != other.read_bytes())
             continue
         tensors, others = load_file(one), load_file(other)
-        different += [f"{name}: {key}" for key in tensors if not torch.equal(tensors[key], others[key])]
-    return different
+        both = tensors.keys() & others.keys()
+        different += [f"{name}: {key}" for key in tensors.keys() ^ others.keys()]
+        different += [f"{name}: {key}" for key in both if not torch.equal(tensors[key], others[key])]
+    logs = [[_untimed(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (a, b)]
+    return different + ["metrics.jsonl"] * (logs[0] != logs[1])
+
+
+def _untimed(line: str) -> dict[str, float]:
+    return {tag: value for tag, value in json.loads(line).items() if not tag.startswith("time/")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (recipe, processes) not in seconds:
                 began = time.perf_counter()
                 straight = root / f"{recipe}-{processes}"
-                finish(start(recipe, processes, straight), straight)
+                finish(start(recipe, processes, straight, "--overwrite"), straight)
                 seconds[recipe, processes] = time.perf_counter() - began
             for _ in range(min(moments.randint(1, 3), given.kills - killed)):
                 kind = moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])

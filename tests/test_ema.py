@@ -102,6 +102,12 @@ def test_what_is_saved_has_the_names_of_the_model_and_its_counter():
     assert torch.equal(EMA(model)(torch.ones(1, 2)), model(torch.ones(1, 2)))
 
 
+def test_the_counter_stays_on_the_cpu():
+    """Trap 39: to read it from a device would wait for the device in every step."""
+    ema = EMA(nn.Linear(2, 1), 0.9).to("meta")
+    assert ema.n_averaged.device.type == "cpu" and ema.module.weight.device.type == "meta"
+
+
 def test_a_saved_average_goes_on_where_it_was():
     def run(model, ema, values):
         for value in values:

@@ -21,7 +21,7 @@ from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw_samples, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
 from ..experiment.checkpoints.checkpoint import steps_in
-from ..experiment.run.batches import batches_of, read, seed_all
+from ..experiment.run.batches import Readable, batches_of, seed_all
 from ..files import write_tensors, write_whole
 from ..game import train
 from ..models import NotOffered
@@ -386,7 +386,7 @@ def seconds_of_stages(
         begin = window = time.perf_counter()
         first, fastest = warm_up, math.inf
         # The clock ends the loop below, after at least five timed steps.
-        for n, logs in train(stage.players, read(batches), accelerator, 10**9):
+        for n, logs in train(stage.players, Readable(batches), accelerator, 10**9):
             if ema is not None:
                 ema.update_parameters(stage.model)
             if n % 10 == 0 or n <= warm_up:

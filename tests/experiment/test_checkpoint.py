@@ -320,6 +320,9 @@ def test_the_old_one_counts_where_a_kill_came_between_the_two_renames(put):
     aside = folder.rename(folder.with_name(".step-1.old"))
     assert newest(folder.parent) == aside
     assert newest(put(1).parent) == folder and names(folder.parent) == ["step-1"]
+    aside = folder.rename(folder.with_name(".step-1.old"))
+    put(2)
+    assert names(aside.parent) == [".step-1.old", "step-2"], "it is a checkpoint that stays, not a leftover"
 
 
 def test_the_newest_is_by_number(put):
@@ -846,12 +849,12 @@ def test_the_report_of_a_run(tmp_path, capsys, monkeypatch):
     one, two = (out / "checkpoints" / f"step-{n}" for n in (1, 2))
     text = printed(out, 0)
     assert "step-2: format 2, step 2 of recipe vae, 1 process(es)" in text and "DAMAGED" not in text
-    assert text.count("all of it is whole") == 2 and f"to go on exactly: --resume {two}" in text
+    assert text.count("all of it is whole") == 2 and f"the newest whole one: {two}" in text
     plain, average = hybrids.load(two, ema=False).state_dict(), hybrids.load(two).state_dict()
 
     flip(two / "optimizers.safetensors")
     text = printed(out, 1)
-    assert "optimizers.safetensors: its SHA-256 is" in text and f"to go on exactly: --resume {one}" in text
+    assert "optimizers.safetensors: its SHA-256 is" in text and f"the newest whole one: {one}" in text
     assert f"usable: the weights and their average: hybrids.load({str(two)!r})" in text
     again = hybrids.load(two).state_dict()
     assert all(torch.equal(again[name], average[name]) for name in average)

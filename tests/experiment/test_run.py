@@ -21,6 +21,7 @@ from torch import nn
 import hybrids
 from hybrids import EMA, Player, Terms, experiment
 from hybrids.experiment import Stage, load_recipe
+from hybrids.experiment.record.logs import Gathered
 from hybrids.pictures import save_picture
 
 REPOSITORY = Path(__file__).parents[2]
@@ -504,6 +505,29 @@ def test_a_skipped_step_is_counted_and_leaves_the_average_as_it_was(tmp_path, ca
         experiment.main(
             experiment.Settings, toy(loss), arguments("toy", tmp_path / "one", *argv, "--skip-nonfinite", "1")
         )
+
+
+def test_the_number_of_skipped_steps_is_the_runs_whatever_stops_it(tmp_path, capsys, few_digits):
+    """A resume does not begin to count anew: the second step that is not finite is one too many for both."""
+
+    def loss(layer, x, step):
+        return Terms(wild=layer(x.flatten(1))[:, 0].square() * (float("nan") if step in (1, 3) else 1.0))
+
+    argv = ["--steps", "6", "--resolution", "8", "--skip-nonfinite", "1", "--checkpoint-every", "3"]
+    for more in ([], ["--resume", "auto"]):
+        with pytest.raises(SystemExit, match="76"):
+            experiment.main(experiment.Settings, toy(loss), arguments("toy", tmp_path / "run", *argv, *more))
+        assert "step 4: the gradient of player 'painter' is not finite" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-3"]
+
+
+def test_logs_of_a_checkpoint_go_on_on_the_device_of_the_run():
+    """What a signal saved between two lines is read on the CPU, and joined to the device's."""
+    device = torch.device("meta")
+    gathered = Gathered()
+    gathered.restore({"logs/loss/a": torch.ones(2), "cpu": torch.zeros(1)}, device)
+    gathered.add({"loss/a": torch.ones((), device=device)})
+    assert torch.stack(gathered.values["loss/a"]).shape == (3,) and list(gathered.values) == ["loss/a"]
 
 
 def test_no_average_is_an_option(tmp_path, few_digits):

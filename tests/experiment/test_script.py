@@ -18,6 +18,7 @@ from components.encoders import ResidualEncoder
 from components.schedules import BetaSchedule, LearnedSchedule
 from hybrids import EMA, VAE, Critic, Diffusion, Player, Terms, restore, save, train
 from hybrids.data import load_data
+from hybrids.finite import NotFinite
 from hybrids.refusal import CANNOT_WRITE, Refusal
 
 DATA = load_data("digits", resolution=8)
@@ -129,3 +130,29 @@ def test_a_save_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(Refusal, match="was not saved .*symbolic link") as caught:
         save(tmp_path / "run", 1, player, loader)
     assert caught.value.code == CANNOT_WRITE and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_save_never_removes_what_it_has_not_restored(tmp_path):
+    """A save removes later steps, of a history that the script went back from: so it must be the script's own."""
+    Accelerator(cpu=True)
+    player, loader = line(), DATA.batches(8)
+    theirs = tmp_path / "theirs"
+    save(theirs, 900, player, loader)
+    mine = theirs.rename(tmp_path / "mine")  # as if by another process: this one knows it under another name
+    with pytest.raises(Refusal, match="checkpoints that this script has not restored.*hybrids.restore before training"):
+        save(mine, 100, player, loader)
+    assert [path.name for path in (mine / "checkpoints").iterdir()] == ["step-900"]
+    assert restore(mine, player, loader) == 900
+    save(mine, 901, player, loader, keep=1)
+    assert [path.name for path in (mine / "checkpoints").iterdir()] == ["step-901"]
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    """Buffers too, such as BatchNorm's statistics, which no gradient shows."""
+    Accelerator(cpu=True)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.BatchNorm1d(2))
+    player = Player(lambda x: Terms(a=layer(x).square().sum(1)), [layer], name="norm")
+    layer[2].running_mean.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="step 3: norm.moves.0.2.running_mean is not finite"):
+        save(tmp_path, 3, player, DATA.batches(8))
+    assert not (tmp_path / "checkpoints").exists()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,14 @@ def test_precedence(monkeypatch, tmp_path):
     config.write_text("mixed_precision: 'no'\naccumulation: 2\n")
     taken = launched(settings("--config", config))
     assert (taken.mixed_precision, taken.accumulation) == ("no", 2)
+    # Accelerate, which reads the environment, is told so.
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "2"
+    by_hand = replace(settings(), accumulation=3)
+    with pytest.raises(Refusal, match="accumulation 3: launched with 2"):
+        launched(by_hand)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     launched(settings("--accumulation", 4, "--mixed-precision", "bf16"))
     with pytest.raises(Refusal) as caught:
         launched(settings("--accumulation", 2, "--mixed-precision", "no"))

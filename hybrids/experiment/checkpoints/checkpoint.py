@@ -128,7 +128,7 @@ def save(root: PathLike, step: int, state: State, card: dict[str, Any], accelera
             free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free there; " if root.is_dir() else ""
             raise CheckpointError(
                 f"{target}: was not saved ({'; '.join(errors)}); {free}earlier checkpoints are intact: make room or "
-                "repair the cause, then go on with --resume auto",
+                "repair the cause, then go on with --resume auto (in a script: hybrids.restore)",
                 code=CANNOT_WRITE,
             ) from cause
     if main:
@@ -181,20 +181,21 @@ def read_newest(
     return _newest_valid(source, lambda folder: read(folder, rank, size, only), accelerator)
 
 
-def newest(source: PathLike) -> Path | None:
-    """Return the folder of the checkpoint that `read_newest` would return, every file of it verified."""
-    return _newest_valid(source, lambda folder: (verify(folder), folder)[1], None)
+def newest(source: PathLike, only: Sequence[str] = ("*",)) -> Path | None:
+    """Return the folder of the checkpoint that `read_newest` would return, with its files verified."""
+    return _newest_valid(source, lambda folder: (verify(folder, only), folder)[1], None)
 
 
-def verify(folder: PathLike) -> dict[str, Any]:
-    """Return the manifest of a checkpoint every file of which is as it was written.
+def verify(folder: PathLike, only: Sequence[str] = ("*",)) -> dict[str, Any]:
+    """Return the manifest of a checkpoint whose files are as they were written: all, or those of the parts `only`.
 
     Raises `CheckpointError` naming the file: as `load_manifest`, or missing, of another size, of another SHA-256.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
     for name in manifest["files"]:
-        check(folder, name, manifest)
+        if any(fnmatchcase(Path(name).stem, pattern) for pattern in only):
+            check(folder, name, manifest)
     return manifest
 
 
@@ -329,9 +330,12 @@ def _well_formed(body: dict[str, Any]) -> bool:
 def _content(folder: Path, name: str, manifest: dict[str, Any]) -> Any:
     """Return what one file holds: it is mapped into memory, hashed there and parsed there, without a copy."""
     size = _check_size(folder, name, manifest)
-    with (folder / name).open("rb") as file:
-        # Copy on write: the tensors can be written to, and the file stays as it is.
-        content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
+    try:
+        with (folder / name).open("rb") as file:
+            # Copy on write: the tensors can be written to, and the file stays as it is.
+            content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else bytearray()
+    except OSError as error:
+        raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror}); {_REMEDY}") from error
     _check_digest(folder, name, manifest, hashlib.sha256(content).hexdigest())
     try:
         if name.endswith(".safetensors"):
@@ -363,8 +367,11 @@ def _check_digest(folder: Path, name: str, manifest: dict[str, Any], digest: str
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -393,7 +400,9 @@ def _prune(root: Path, step: int, keep: int) -> None:
             hidden = root / f".step-{s}.gone"
             remove(hidden)
             os.rename(steps[s], hidden)
+        present = set(steps_in(root).values())
         for path in root.glob(".step-*"):
-            remove(path)
+            if path not in present:
+                remove(path)
     except OSError as error:
         warnings.warn(f"old checkpoints in {root} were not all removed: {error}", stacklevel=3)

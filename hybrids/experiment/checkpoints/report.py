@@ -30,7 +30,7 @@ def report(run: str | os.PathLike[str]) -> tuple[str, bool]:
     whole = [one for one, (_, good) in zip(folders, parts) if good]
     lines = [line for described, _ in parts for line in described]
     if len(folders) > 1 or not whole:
-        lines.append(f"to go on exactly: --resume {whole[-1]}" if whole else "no checkpoint is whole: no exact resume")
+        lines.append(f"the newest whole one: {whole[-1]}" if whole else "no checkpoint is whole: no exact resume")
     return "\n".join(lines), len(whole) == len(folders)
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ...ema import EMA
-from ...game import Player, assert_equal_on_ranks
+from ...game import NotFinite, Player, assert_equal_on_ranks
+from ...processes import agree
+from ...refusal import Refusal
 from . import checkpoint as disk
 from . import state
 
@@ -49,13 +51,21 @@ def save(
             `data.batches(...)` does.
         ema: the moving average, if there is one.
         keep: how many checkpoints stay, at least 1.
-    Every rank calls it. Raises ValueError for a loader whose position cannot be saved, and `CheckpointError` on every
-    rank where it cannot be written: the earlier checkpoints are then intact.
+    Every rank calls it.
+    Raises:
+        ValueError: a loader whose position cannot be saved; checkpoints in `folder` that this script has not restored,
+            since a save removes those of later steps.
+        NotFinite: a parameter or buffer is not finite.
+        CheckpointError: on every rank, where it cannot be written: the earlier checkpoints are then intact.
     """
-    players, processes = _checked(players, loader), _processes()
+    players, processes, root = _checked(players, loader), _processes(), Path(folder) / "checkpoints"
+    _check_own(root, processes)
     assert_equal_on_ranks(players, processes)
     whole = state.gather({"players": _root(players)}, players, loader, ema, processes.device, progress={})
-    return disk.save(Path(folder) / "checkpoints", step, whole, {}, processes, keep)
+    for name, tensor in whole.tensors["players"].items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NotFinite(f"step {step}: {name} is not finite; nothing was saved since the last checkpoint")
+    return disk.save(root, step, whole, {}, processes, keep)
 
 
 def restore(
@@ -69,11 +79,12 @@ def restore(
     Arguments as in `save`. Every rank calls it. Raises ValueError (`Refusal`) where no checkpoint is whole, or its
     tensors are not those of these players, with the names and shapes that differ.
     """
-    players, processes = _checked(players, loader), _processes()
+    players, processes, root = _checked(players, loader), _processes(), Path(folder) / "checkpoints"
     for module in [*players, ema]:
         if module is not None:
             module.to(processes.device)
-    saved = disk.read_newest(Path(folder) / "checkpoints", processes)
+    saved = disk.read_newest(root, processes)
+    _own.add(root.resolve())
     if saved is None:
         return 0
     state.restore(saved.state, ("players", _root(players)), players, loader, ema, str(saved.folder))
@@ -86,6 +97,23 @@ def restore(
             stacklevel=2,
         )
     return saved.step
+
+
+_own: set[Path] = set()
+"""The folders of checkpoints that this process has restored from, or saved into."""
+
+
+def _check_own(root: Path, processes: PartialState) -> None:
+    """Refuse a folder with checkpoints of another history, on all ranks alike."""
+    error = None
+    if processes.is_main_process and root.resolve() not in _own and disk.steps_in(root):
+        error = (
+            f"{root} holds checkpoints that this script has not restored, and a save would remove those of later "
+            "steps: call hybrids.restore before training, or give another folder"
+        )
+    if errors := agree(processes, error):
+        raise Refusal(errors)
+    _own.add(root.resolve())
 
 
 def _root(players: list[Player]) -> nn.Module:

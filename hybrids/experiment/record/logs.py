@@ -37,11 +37,11 @@ class Gathered:
         """What was noted since the last line, for a checkpoint between two lines."""
         return {f"logs/{tag}": torch.stack(values) for tag, values in self.values.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`; other entries are passed over."""
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take back what `state` returned, on the device of the logs to come; other entries are passed over."""
         for tag, values in state.items():
             if tag.startswith("logs/"):
-                self.values[tag.removeprefix("logs/")] = list(values)
+                self.values[tag.removeprefix("logs/")] = list(values.to(device, copy=True))
 
     def read(self, accelerator: "Accelerator", step: int, forget: bool = True) -> dict[str, float]:
         """The mean of each tag over the noted steps and all ranks; of lr/ and skipped/ the latest value. Forgets them.
@@ -65,7 +65,9 @@ class Gathered:
         bad = [tag for tag, value in zip(tags, mean) if not math.isfinite(value)]
         if bad:
             kind, name, *term = bad[0].split("/")
-            what = f"term {'/'.join(term)!r} of player {name!r}" if term else f"{kind} of player {name!r}"
+            what = bad[0]
+            if kind in ("loss", "grad_norm"):
+                what = f"term {'/'.join(term)!r} of player {name!r}" if term else f"{kind} of player {name!r}"
             raise NotFinite(
                 f"{what} is not finite in one of the {self.steps} steps up to {step} (not finite: {', '.join(bad)}); "
                 "nothing was saved since; lower the learning rate, clip gradients, or look at the data"

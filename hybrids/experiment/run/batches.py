@@ -14,7 +14,7 @@ from ...stage import Stage
 from ..checkpoints.state import random_numbers, restore_random_numbers
 from ..settings import Settings
 
-__all__ = ["batches_of", "read", "seed_all"]
+__all__ = ["Readable", "batches_of", "seed_all"]
 
 
 def batches_of(stage: Stage, index: int, data: Data, settings: Settings, accelerator: Any) -> Any:
@@ -34,12 +34,17 @@ def batches_of(stage: Stage, index: int, data: Data, settings: Settings, acceler
         return _batches(made, stage.conditional, settings, accelerator) if isinstance(made, Data) else made
 
 
-def read(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; an image that cannot be read, or a data worker that died, is a refusal of this process."""
-    try:
-        yield from batches
-    except (ValueError, WorkerDied) as error:
-        raise Refusal(f"stopped: {error}", here=True) from error
+class Readable:
+    """The same batches; an image that cannot be read, or a data worker that died, is a refusal of this process."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self.batches
+        except (ValueError, WorkerDied) as error:
+            raise Refusal(f"stopped: {error}", here=True) from error
 
 
 def _batches(data: Data, labels: bool, settings: Settings, accelerator: Any) -> Batches:

@@ -40,10 +40,17 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
         return load_module(path)
 
 
+WEIGHTS = ("stage-*", "progress", "ema")
+"""The parts of a checkpoint that a model is loaded from: damage to the others does no harm there."""
+
+
 def checkpoint_of(run: str | os.PathLike[str]) -> Path:
-    """The newest valid checkpoint of a run folder, or the folder itself if it is one. Raises Refusal for neither."""
+    """Return the newest checkpoint of a run folder whose weights are valid, or the folder itself if it is one.
+
+    Raises Refusal for neither.
+    """
     source = _source(run)
-    return source if source.name != "checkpoints" else disk.newest(source) or source
+    return source if source.name != "checkpoints" else disk.newest(source, WEIGHTS) or source
 
 
 def _source(run: str | os.PathLike[str]) -> Path:
@@ -96,8 +103,7 @@ def load(
     recipes/; ema, whether to take the moving average where there is one; device.
     Raises Refusal where there is no valid checkpoint, or the recipe now builds other networks.
     """
-    # Damage to what only training needs, such as the optimizers' state, does no harm here.
-    saved = disk.read_newest(_source(run), only=("stage-*", "progress", *["ema"] * ema))
+    saved = disk.read_newest(_source(run), only=WEIGHTS if ema else WEIGHTS[:-1])
     assert saved is not None
     source, tensors = saved.folder, saved.state.tensors
     if not {"recipe", "settings", "data"} <= saved.card.keys():

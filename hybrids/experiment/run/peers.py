@@ -24,11 +24,15 @@ _runs = itertools.count()
 class Peers:
     """The other processes of a run. A context manager; every rank makes one, as often as the others.
 
-    Arguments: accelerator; timeout, seconds after which a collective fails: a process that has waited for most of them
-    prints whom it waits for.
+    Arguments:
+        accelerator: of the run.
+        timeout: seconds after which a collective fails: a process that has waited for most of them prints for whom.
+        ahead: how many steps a process can be ahead of another one, in the steps of the host: those between two
+            collectives, and on CUDA those that the device has not run yet.
     """
 
-    def __init__(self, accelerator: Any, timeout: float) -> None:
+    def __init__(self, accelerator: Any, timeout: float, ahead: int = 1) -> None:
+        self.ahead = ahead
         self.rank, self.size, self.timeout = accelerator.process_index, accelerator.num_processes, timeout
         self.step, self.since, self.requested = 0, time.monotonic(), False
         # Several runs of one process group must not read each other's notes.
@@ -50,8 +54,8 @@ class Peers:
     def stopping(self, step: int, received: bool) -> bool:
         """Note that this process has finished a step; return whether all stop after it, since one received a signal.
 
-        That one writes the step to stop after: two later than the furthest of all, which can do only one step between
-        two looks at the store. All stop within two steps, and no step waits for an answer of another process.
+        That one writes the step to stop after: one later than the furthest of all can be when it reads that. No step
+        waits for an answer of another process.
         """
         self.step, self.since = step, time.monotonic()
         if self.store is None:
@@ -60,7 +64,7 @@ class Peers:
         stop = f"{self.prefix}/stop"
         if received and not self.requested:
             self.requested = True
-            self.store.compare_set(stop, "", str(max(self._steps().values()) + 2))
+            self.store.compare_set(stop, "", str(max(self._steps().values()) + self.ahead + 1))
         return self.store.check([stop]) and step >= int(self.store.get(stop))
 
     def lost(self, error: Exception) -> str | None:
@@ -81,12 +85,19 @@ class Peers:
         keys = {rank: f"{self.prefix}/beat/{rank}" for rank in range(self.size)}
         return {rank: self.store.get(key) if self.store.check([key]) else b"" for rank, key in keys.items()}
 
+    def _beat(self) -> None:
+        assert self.store is not None
+        self.store.set(f"{self.prefix}/beat/{self.rank}", str(time.monotonic()))
+
     def _waiting(self, seconds: float) -> str:
         """Say who is behind; or who, in so many seconds, gives no sign of life."""
         here = f"rank {self.rank} waits after step {self.step}"
         try:
-            before = self._beats()
-            time.sleep(seconds)
+            before, end = self._beats(), time.monotonic() + seconds
+            while time.monotonic() < end:
+                # The others may be waiting here as well.
+                self._beat()
+                time.sleep(BEAT / 2)
             steps, beats = self._steps(), self._beats()
         except RuntimeError:
             return f"{here}: the launcher, or the process that holds the store, is gone"
@@ -101,9 +112,9 @@ class Peers:
     def _watch(self) -> None:
         """Give signs of life, and print once per wait whom this process waits for before the group fails."""
         warned = -1.0
-        for beat in itertools.count():
+        while True:
             try:
-                self.store.set(f"{self.prefix}/beat/{self.rank}", str(beat))  # type: ignore[union-attr]
+                self._beat()
             except RuntimeError:
                 return
             waited = time.monotonic() - self.since

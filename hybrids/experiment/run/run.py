@@ -9,13 +9,14 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ...data import Data, load_data
 from ...ema import EMA
 from ...files import warning_if_full
+from ...finite import LAG
 from ...game import NotFinite, assert_equal_on_ranks, train
 from ...launch import launched
 from ...processes import agree, decide_on_main
@@ -27,13 +28,14 @@ from ..checkpoints.state import gather, load_weights, part, restore, restore_ran
 from ..record import Record, dry_run, few
 from ..record.logs import Gathered
 from ..settings import Settings, parse, to_yaml
-from .batches import batches_of, read, seed_all
+from .batches import Readable, batches_of, seed_all
 from .peers import Peers
 from .signals import Signals
 
 __all__ = ["STOPPED", "experiment", "main"]
 
 Build = Callable[[Any, Data], list[Stage]]
+T = TypeVar("T")
 
 
 def main(settings_class: type[Settings], build: Build, argv: Sequence[str] | None = None) -> None:
@@ -64,7 +66,7 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
         except (MemoryError, RuntimeError) as error:
             if (why := _out_of_memory(error, settings) or run.peers.lost(error)) is None:
                 raise
-            intact = "the last checkpoint is intact: go on with --resume auto --out"
+            intact = "checkpoints that were saved are intact: go on with --resume auto --out"
             raise Refusal(f"stopped: {why}; {intact} {run.folder}", here=True) from error
         # Leaving while another rank still communicates aborts it (gloo). Not after an error, which may be one rank's.
         accelerator.wait_for_everyone()
@@ -99,9 +101,7 @@ class _Run:
         resolution = settings.resolution
         if resolution is None and settings.data == "digits":
             resolution = settings.digits_resolution
-        with asked("data"):
-            self.data = load_data(settings.data, resolution, settings.channels, **_options(settings))
-            self.data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+        self.data = _together(accelerator, "data", lambda: _load(settings, resolution, accelerator))
         if settings.dry_run:
             self.data = few(self.data, max(64, settings.batch_size * accelerator.num_processes))
         # What config.yaml records is resolved.
@@ -112,8 +112,8 @@ class _Run:
             self.settings = settings = replace(settings, resolution=resolution, channels=channels)
         # All ranks build the same networks; noise is seeded per rank, later.
         seed_all(settings.seed)
-        with asked(f"recipe {recipe} with --data {settings.data}"):
-            self.stages = checked(build(settings, self.data))
+        where = f"recipe {recipe} with --data {settings.data}"
+        self.stages = _together(accelerator, where, lambda: checked(build(settings, self.data)))
         for stage in self.stages:
             stage.root().to(accelerator.device)
         check_moved(self.stages)
@@ -124,7 +124,10 @@ class _Run:
         self.folder = decide_on_main(accelerator, lambda: settings.out or default) or default
         self.saved: disk.Checkpoint | None = None
         self.skipped = 0
-        self.stop, self.peers = Signals(), Peers(accelerator, settings.timeout)
+        # Between two collectives lie as many steps as the most frequent player lets pass.
+        ahead = max(min(player.every for player in stage.players) for stage in self.stages)
+        ahead += LAG if accelerator.device.type == "cuda" else 0
+        self.stop, self.peers = Signals(), Peers(accelerator, settings.timeout, ahead)
 
     def run(self) -> int:
         """Claim the folder, go on from a checkpoint or start, train every stage; the exit code."""
@@ -213,18 +216,18 @@ class _Run:
             start = saved.step
             with asked("--resume"):
                 restore(saved.state, (f"stage-{index}", stage.root()), stage.players, batches, ema, str(saved.folder))
-            gathered.restore(saved.state.rank_tensors or {})
+            gathered.restore(saved.state.rank_tensors or {}, self.accelerator.device)
         del saved
         self.record.players(index, batches)
         shown = stage.model if ema is None else ema.module
         with asked(f"stage {stage.name!r}"):
             turns = train(
                 stage.players,
-                read(batches),
+                Readable(batches),
                 self.accelerator,
                 end - first,
                 start - first,
-                settings.skip_nonfinite,
+                settings.skip_nonfinite - self.skipped,
             )
         steps = first_asked(f"stage {stage.name!r}", turns)
         with self.record.bar(stage.name, start - first, end - first) as bar, closing(steps):
@@ -233,7 +236,7 @@ class _Run:
                 gathered.add(logs)
                 skipped = any(tag.startswith("skipped/") for tag in logs)
                 self.skipped += skipped
-                if ema is not None and not skipped:
+                if ema is not None and not (skipped and not any(tag.startswith("lr/") for tag in logs)):
                     ema.update_parameters(stage.model)
                 stopping = self.peers.stopping(step, self.stop.received)
                 logging = step == end or _due(step, settings.checkpoint_every) or _due(step, settings.log_every)
@@ -282,7 +285,7 @@ class _Run:
             batches,
             ema,
             self.accelerator.device,
-            progress={"stage": index, "ends": self.ends, "seconds": self.record.seconds},
+            progress={"stage": index, "ends": self.ends, "seconds": self.record.seconds, "skipped": self.skipped},
             logs=gathered.state(),
         )
         disk.save(
@@ -291,9 +294,32 @@ class _Run:
 
     def _go_on(self, saved: disk.Checkpoint) -> None:
         """Set the clock and the random numbers to what they were."""
-        self.record.before = saved.state.values["progress"]["seconds"]
+        progress = saved.state.values["progress"]
+        self.record.before, self.skipped = progress["seconds"], progress.get("skipped", 0)
         if saved.world_size == self.accelerator.num_processes:
             restore_random_numbers(self.accelerator.device, saved.state.rank_tensors, saved.state.rank_values)
+
+
+def _together(accelerator: Any, what: str, action: Callable[[], T]) -> T:
+    """Return what an action returns; what it refuses on one rank, every rank refuses."""
+    result, refusal = None, None
+    try:
+        with asked(what):
+            result = action()
+    except Refusal as error:
+        refusal = error
+    errors = agree(accelerator, None if refusal is None else "\n".join(refusal.errors))
+    if refusal is not None and accelerator.num_processes == 1:
+        raise refusal
+    if errors:
+        raise Refusal(errors) from refusal
+    return result  # type: ignore[return-value]
+
+
+def _load(settings: Settings, resolution: int | None, accelerator: Any) -> Data:
+    data = load_data(settings.data, resolution, settings.channels, **_options(settings))
+    data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+    return data
 
 
 def _check_same_stages(
