@@ -75,8 +75,10 @@ class Denoiser(Denoising):
         backbone: a network (x_t, t, cond) → like x_t. Its input is x_t/√(α² + σ²) where the schedule explodes, and for
             edm c_in x_t/α, c_in = 1/√(σ²/α² + σ_d²); t itself stands for c_noise.
         schedule: the noising process.
-        prediction: what the network's output means: a name in `PREDICTIONS`, or a `Prediction` (`GreyLevels` is one).
-            v_prediction determines x̂ at every noise level; epsilon leaves it an error of σ/α times that of ε̂.
+        prediction: what the network's output means: a name in `PREDICTIONS`, or a `Prediction` (`GreyLevels` is one);
+            by default edm where the schedule explodes, where the target of v_prediction, ε - σ x, has the scale of σ,
+            and v_prediction elsewhere. Both determine x̂ at every noise level; epsilon leaves it an error of σ/α times
+            that of ε̂.
         variance: of p(x_s|x_t). small is the posterior's, σ²_{t|s} σ_s²/σ_t², large is σ²_{t|s} (Ho 2020, 2006.11239,
             section 3.2); learned_range lies between, log σ² = f log large + (1 - f) log small, f = (v + 1)/2, where v
             are as many further channels of the backbone's output (Nichol & Dhariwal 2021, 2102.09672, eq. 15).
@@ -97,7 +99,7 @@ class Denoiser(Denoising):
         self,
         backbone: nn.Module,
         schedule: Schedule,
-        prediction: str | Prediction | nn.Module = "v_prediction",
+        prediction: str | Prediction | nn.Module | None = None,
         variance: Variance = "small",
         clip: tuple[float, float] | None = None,
         sigma_data: float | None = None,
@@ -106,6 +108,8 @@ class Denoiser(Denoising):
         if variance not in get_args(Variance):
             raise ValueError(f"variance must be one of {', '.join(get_args(Variance))}; got {variance!r}")
         self.backbone, self.schedule = backbone, schedule
+        if prediction is None:
+            prediction = "edm" if schedule.exploding else "v_prediction"
         self.prediction = _prediction(prediction, sigma_data)
         self.prediction.check(schedule)
         self.variance: Variance = variance

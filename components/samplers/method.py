@@ -45,7 +45,8 @@ class Method(ABC):
 class Grid(NamedTuple):
     """A schedule at the times of a grid: t (N + 1,), falling, with α, σ and λ; float64, on the CPU.
 
-    device is where x is, and the noise levels are made.
+    device is where x is, and the noise levels are made. mean_at_end: whether a further step follows, which takes the
+    denoiser's mean at the last of the times.
     """
 
     t: Tensor
@@ -53,12 +54,13 @@ class Grid(NamedTuple):
     sigma: Tensor
     log_snr: Tensor
     device: torch.device
+    mean_at_end: bool = False
 
     @staticmethod
-    def of(schedule: Schedule, times: Tensor, device: torch.device) -> "Grid":
+    def of(schedule: Schedule, times: Tensor, device: torch.device, mean_at_end: bool = False) -> "Grid":
         """Evaluate the schedule at the times."""
         alpha, sigma = schedule.alpha_sigma(times)
-        return Grid(times.cpu(), alpha.cpu(), sigma.cpu(), schedule.log_snr(times).cpu(), device)
+        return Grid(times.cpu(), alpha.cpu(), sigma.cpu(), schedule.log_snr(times).cpu(), device, mean_at_end)
 
     def starts(self) -> "Grid":
         """Return the grid without its last time: where steps start from."""

@@ -119,7 +119,8 @@ class _Churning(Method):
     def straight(self, schedule: Schedule, grid: Grid) -> tuple[Grid, list[_Straight]]:
         """Return the grid of the times that steps start from, after the churn, and the straight step of each."""
         start = grid.starts()
-        steps, share = len(start.t), min(self.s_churn / max(len(start.t), 1), math.sqrt(2) - 1)
+        steps = len(start.t)
+        share = min(self.s_churn / max(steps + grid.mean_at_end, 1), math.sqrt(2) - 1)
         churn: list[tuple[float, float] | None] = [None] * steps
         noise_to_signal = torch.exp(-start.log_snr / 2)
         churns = (start.t < 1) & (noise_to_signal >= self.s_tmin) & (noise_to_signal <= self.s_tmax)
@@ -226,7 +227,7 @@ class _Multistep(Method):
         steps = grid.log_snr.diff()
         share[1:] = 0.5 * steps[1:] / steps[:-1]
         share[grid.sigma[1:] == 0] = 0
-        if self.lower_order_final and len(tau) < 15:
+        if self.lower_order_final and len(tau) < 15 and not grid.mean_at_end:
             share[-1] = 0
         return list(zip(grid.levels(), share.tolist(), on_x.tolist(), on_d.tolist(), tau.tolist()))
 
@@ -249,7 +250,8 @@ class DPMSolverPP(_Multistep):
     D = x̂_t, and the step is DDIM's, in the first step, in one to no noise (which is then exactly x̂) and in the one
     that follows pure noise, where λ is infinite. Of second order.
 
-    Arguments: lower_order_final, as in diffusers: D = x̂_t in the last of fewer than 15 steps.
+    Arguments: lower_order_final, as in diffusers: D = x̂_t in the last of fewer than 15 steps; where the last is the
+    denoiser's mean, it is that one.
     """
 
     eta = 0.0

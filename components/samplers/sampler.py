@@ -12,7 +12,7 @@ from ..precision import wide
 from ..schedules import Schedule
 from .method import Evaluation, Grid, Method, option
 from .methods import METHODS
-from .times import Spacing, check_times, time_grid
+from .times import Spacing, check_times, ends_in_mean, time_grid
 
 __all__ = ["Sampler", "walk"]
 
@@ -26,8 +26,8 @@ class Sampler:
 
     A self-conditioned denoiser is given each step's x̂ in the next (Chen 2022, 2208.04202, section 3.2). Noise is drawn
     for the whole batch from one generator: the same seed, grid and batch size give the same samples. Where the schedule
-    has noise at t = 0 (EDM, exploding variance, a finite log_snr_max) the last step is the denoiser's mean, so that
-    samples have none of it: EDM's N steps are N - 1 of the method and the mean (Karras 2022, 2206.00364, eq. 5).
+    has noise at t = 0 (EDM, exploding variance, a finite log_snr_max) the last step, from t to 0, returns x̂(x_t) as it
+    does where there is none: EDM's N steps are N - 1 of the method and the mean (Karras 2022, 2206.00364, eq. 5).
     Raises ValueError for options out of range or that change nothing, and for a method of no known name.
     """
 
@@ -88,25 +88,23 @@ class Sampler:
         times: Tensor | None = None,
         mean_at_end: bool | None = None,
     ) -> Tensor:
-        """Take x from times[0] to times[-1], or to the denoiser's mean there.
+        """Take x from times[0] to times[-1].
 
         Arguments:
             denoiser: of any backbone, schedule and prediction.
             x: (B, *event), the noise at times[0].
             cond: as the denoiser takes it.
             generator: of the noise that is added on the way.
-            times: falling, in [0, 1]; by default `self.times(denoiser.schedule)`.
-            mean_at_end: whether a last evaluation at times[-1] takes x̂ in the place of x. By default it does where
-                that is t = 0 and the schedule has noise there; x above t = 0 stays noisy, as a later step needs it.
+            times: (steps + 1,), falling, in [0, 1]; by default `self.times(denoiser.schedule)`.
+            mean_at_end: whether the last step returns x̂ at times[-2]. By default it does where it is to t = 0 and the
+                schedule has noise there; x above t = 0 stays noisy, as a later step needs it.
         Returns: (B, *event), at times[-1].
         """
         schedule = denoiser.schedule
-        if times is not None:
-            check_times(times, least=1)
-        if mean_at_end is None:
-            mean_at_end = (times is None or bool(times[-1] == 0)) and not schedule.noiseless(0.0)
         if times is None:
             times = self.times(schedule, mean_at_end=mean_at_end)
+        if mean_at_end is None:
+            mean_at_end = ends_in_mean(schedule, times)
         guided = self.guided(denoiser, cond)
         return walk(self.method, guided, x, times, cond, generator, mean_at_end)  # type: ignore[arg-type]
 
@@ -117,32 +115,37 @@ class Sampler:
         timesteps: int | None = None,
         mean_at_end: bool | None = None,
     ) -> Tensor:
-        """Return the grid of the sampler's own steps, or so many: (steps + 1,), or (steps,) if the mean is the last.
+        """Return the grid of the sampler's own steps, or so many: (steps + 1,), from noise to t = 0.
 
         Arguments:
             schedule: the noising process.
             steps: for a sampler that has none of its own.
             timesteps: T of a chain; None for continuous time.
-            mean_at_end: whether the last step is the mean at the grid's last time; by default, whether the schedule has
-                noise at t = 0. The grid then ends at t = 0, but that of a chain, whose network knows t >= 1/T only, one
-                step above it.
+            mean_at_end: whether the last step is the denoiser's mean; by default, whether the schedule has noise at
+                t = 0. That mean is taken at t = 0, so that the grid has 0 twice; in a chain, whose network knows
+                t >= 1/T only, it is taken at the last time above 0, and sigma_min is by default that of 1/T.
+        Raises ValueError as `time_grid`.
         """
         steps = self.steps or steps
         if mean_at_end is None:
             mean_at_end = not schedule.noiseless(0.0)
-        above = mean_at_end and timesteps is not None
         if mean_at_end and steps == 1:
-            return torch.ones(1, dtype=torch.float64)
+            return torch.tensor([1.0, 0.0], dtype=torch.float64)
+        twice, sigma_min = mean_at_end and timesteps is None, self.sigma_min
+        if mean_at_end and timesteps is not None and sigma_min is None and self.spacing in ("karras", "log_snr"):
+            sigma_min = float(torch.exp(-schedule.log_snr(1 / timesteps) / 2))
+        if twice and self.spacing == "leading" and steps > 1001:
+            raise ValueError(f"steps must be at most 1001, the last the mean, with spacing 'leading'; got {steps}")
         times = time_grid(
-            steps - 1 if mean_at_end and not above else steps,
+            steps - 1 if twice else steps,
             spacing=self.spacing,
             schedule=schedule,
             timesteps=timesteps or 1000,
-            sigma_min=self.sigma_min,
+            sigma_min=sigma_min,
             sigma_max=self.sigma_max,
             rho=self.rho,
         )
-        return times[:-1] if above else times
+        return torch.cat([times, times[-1:]]) if twice else times
 
     def guided(self, denoiser: Denoising, cond: Any = None) -> Denoising:
         """Return the denoiser with the sampler's guidance, where there is a cond, and thresholding."""
@@ -168,9 +171,9 @@ def walk(
 
     Arguments as `Sampler.__call__`.
     """
-    check_times(times, least=1 if mean_at_end else 2)
-    x, grid = wide(x), Grid.of(denoiser.schedule, times, x.device)
+    check_times(times, mean_at_end)
+    x, grid = wide(x), Grid.of(denoiser.schedule, times[:-1] if mean_at_end else times, x.device, mean_at_end)
     denoise, memory = Evaluation(denoiser, cond), None
-    for coefficients in method.plan(denoiser.schedule, grid) if len(times) > 1 else ():
+    for coefficients in method.plan(denoiser.schedule, grid) if len(grid.t) > 1 else ():
         x, memory = method.step(denoise, x, coefficients, memory, lambda: randn_like(x, generator))  # noqa: B023
     return denoise(x, grid.levels()[-1]).mean if mean_at_end else x

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schedules import Schedule
 
-__all__ = ["Spacing", "check_times", "time_grid"]
+__all__ = ["Spacing", "check_times", "ends_in_mean", "time_grid"]
 
 ROUNDING = 1e-4
 """Of an end of σ/α that is given as a number: diffusers prints four decimals of a float32."""
@@ -127,9 +127,15 @@ def _noise_grid(
     return torch.cat([ends[:1], inner[0 if before else 1 : None if after else -1], ends[1:]])
 
 
-def check_times(times: Tensor, least: int = 2) -> None:
-    """Refuse a grid that samplers cannot go down, or of fewer times than `least` (raises ValueError)."""
-    if times.ndim != 1 or len(times) < least or not bool((times.diff() < 0).all()):
+def ends_in_mean(schedule: Schedule, times: Tensor) -> bool:
+    """Return whether a grid's last step is to noise at t = 0, where samplers take the denoiser's mean by default."""
+    return times.ndim == 1 and bool((times[-1:] == 0).all()) and not schedule.noiseless(0.0)
+
+
+def check_times(times: Tensor, mean_at_end: bool = False) -> None:
+    """Refuse a grid that samplers cannot go down (raises ValueError); with mean_at_end the last time may be twice."""
+    falling = times[:-1] if mean_at_end else times
+    if times.ndim != 1 or len(times) < 2 or not bool((falling.diff() < 0).all()) or not times[-1] <= times[-2]:
         raise ValueError(f"times must be (steps + 1,), strictly falling; got {times.tolist()}")
     if not 0 <= float(times[-1]) <= float(times[0]) <= 1:
         raise ValueError(f"times must be in [0, 1]; got {float(times[0])} to {float(times[-1])}")

@@ -69,11 +69,13 @@ def measures(x: Tensor, held_out: Tensor, data: Data) -> dict[str, float]:
     return values
 
 
-def steps_for(name: str, evaluations: int, clean: bool) -> int:
+def steps_for(diffusion: Any, name: str, evaluations: int) -> int:
     """Return the most steps of a sampler that take at most so many evaluations; 0 if there are none."""
-    # A last step to zero noise is Euler's; with noise at t = 0 there is one more evaluation, for the mean.
     each = METHODS[name].evaluations
-    return (evaluations + each - 1) // each if clean else (evaluations - 1) // each
+    if getattr(diffusion, "starts_clean", True) or diffusion.ends_in_mean:
+        return (evaluations + each - 1) // each
+    # The last step ends in x_0, which a reconstruction of one's own may take another evaluation to decode.
+    return (evaluations - 1) // each
 
 
 def draw_samples(model: Any, diffusion: Any, arguments: argparse.Namespace, **how: Any) -> tuple[Tensor, int]:
@@ -140,7 +142,6 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     before = json.loads(path.read_text()) if path.is_file() else {}
     done = before.get("rows", []) if before.get("settings") == settings else []
     rows = [{"sampler": REAL, "spacing": "", **measures(real, held_out, data)}]
-    clean = getattr(diffusion, "starts_clean", True)
     # In order, and once where two budgets allow the same steps.
     cells = dict.fromkeys(
         (name, spacing, steps)
@@ -148,7 +149,7 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name in arguments.samplers
         for budget in sorted(arguments.evaluations)
         # The network of a discrete chain was not trained at times between its levels.
-        if 0 < (steps := steps_for(name, budget, clean)) <= (getattr(diffusion, "timesteps", None) or steps)
+        if 0 < (steps := steps_for(diffusion, name, budget)) <= (getattr(diffusion, "timesteps", None) or steps)
     )
     bar = tqdm(cells, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
     for name, spacing, steps in bar:

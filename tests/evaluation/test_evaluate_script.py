@@ -158,7 +158,7 @@ def test_changed_settings_start_over(evaluate, vae, tmp_path):
     (parts / "card.json").write_text(json.dumps(card))
     (parts / "chunk-000000.safetensors").write_bytes(b"of another evaluation")
     said = evaluate(vae, *asked, "--examples", 16, "--seed", 3, "--out", out)
-    assert "settings changed (examples, found, importance_samples, seed): starting over" in said
+    assert "settings changed (examples, found, importance_samples, seed): starting from the beginning" in said
     assert found(out)["likelihood"]["examples"] == 16
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_measured_is_refused_without_a_traceback(evaluate, vae, d
         ((gan, "--likelihood"), "GAN is an implicit model"),
         ((vae, "--ode"), "flow needs a Diffusion, or a VAE whose prior is one; got StandardNormal"),
         ((tmp_path / "nothing", "--likelihood"), "no valid checkpoint there"),
-        ((ddpm, "--likelihood", "--labels"), "--labels: 8-gaussians has none"),
+        ((ddpm, "--likelihood", "--labels"), "--labels: 8-gaussians has no labels"),
         ((vae,), "give either --likelihood or --metrics"),
         ((vae, "--likelihood", "--batch-size", 0), "--batch-size must be at least 1; got 0"),
         ((vae, "--likelihood", "--importance-times"), "importance_times needs a Diffusion; got VAE"),

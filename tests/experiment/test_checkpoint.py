@@ -727,19 +727,24 @@ def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
 def test_a_child_that_outlives_its_process_does_not_hold_the_lock(tmp_path):
     """Data workers are forked; killed, their run must not keep its folder locked through them."""
     release, hold = os.pipe()
+    ready, report = os.pipe()
     with lock(tmp_path):
         child = os.fork()
         if not child:
             os.close(hold)
+            os.write(report, b"1")
             os.read(release, 1)  # until the other end is closed
             os._exit(0)
+        os.read(ready, 1)
         with pytest.raises(Refusal, match="is in use"), lock(tmp_path):
             pass
     try:
         with lock(tmp_path):
             assert os.waitpid(child, os.WNOHANG) == (0, 0)  # it lives, and the lock is free
     finally:
-        os.close(hold), os.waitpid(child, 0), os.close(release)
+        os.close(hold), os.waitpid(child, 0)
+        for end in (release, ready, report):
+            os.close(end)
 
 
 def test_a_lock_is_not_written_through_a_link(tmp_path):

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from answers import Smooth
 from safetensors.torch import load_file
 from small import TINY
 
 import hybrids
+from components.denoisers import DenoisedReconstruction, Denoiser
 from components.samplers import DDIM, METHODS, Sampler
-from hybrids import experiment
+from components.schedules import CosineSchedule, LogSNRLinearSchedule
+from hybrids import Diffusion, experiment
 from hybrids.experiment import load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -167,11 +170,20 @@ def test_the_sliced_distance_of_shifted_sets_is_the_shift_over_the_root_of_d():
     assert study.sliced_wasserstein(x, x) < 1e-6
 
 
-def test_a_budget_of_evaluations_is_kept():
-    study = script("studies/samplers")
-    assert [study.steps_for("ddim", n, True) for n in (1, 2, 5)] == [1, 2, 5]
-    assert [study.steps_for("heun", n, True) for n in (1, 2, 3, 5, 8)] == [1, 1, 2, 3, 4]  # 2 steps - 1
-    assert [study.steps_for("heun", n, False) for n in (1, 2, 3, 9)] == [0, 0, 1, 4]  # 2 steps + 1
+@pytest.mark.parametrize("schedule, reconstruction", [
+    (CosineSchedule(), None), (LogSNRLinearSchedule(), None), (LogSNRLinearSchedule(), DenoisedReconstruction(0.1)),
+])  # fmt: skip
+@pytest.mark.parametrize("method", ["ddim", "heun"])
+def test_a_budget_of_evaluations_is_used_and_kept(schedule, reconstruction, method):
+    """N steps of ddim take N, of heun 2 N - 1; where x_0 is decoded by x̂, N + 1 and 2 N + 1."""
+    steps_for = script("studies/samplers").steps_for
+    for budget in range(1, 9):
+        model = Diffusion(Denoiser(Smooth(), schedule, "v_prediction"), 3, reconstruction)
+        if steps := steps_for(model, method, budget):
+            model.sample(2, sampler=Sampler(method, steps))
+            assert budget - METHODS[method].evaluations < model.denoiser.backbone.calls <= budget
+        else:
+            assert reconstruction is not None and budget <= METHODS[method].evaluations
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def run(name, out, *argv):
     return 0
 
 
-def signalled(players, batches, accelerator, steps, start):
+def signalled(players, batches, accelerator, steps, start, skip_nonfinite):
     """`train`, with a signal to rank 1 alone, in the middle of the accumulation of step 3."""
     calls, inner = [], players[0].loss
     takes_step, players[0].takes_step = players[0].takes_step, True
@@ -47,7 +47,7 @@ def signalled(players, batches, accelerator, steps, start):
         return inner(x, step=step) if takes_step else inner(x)
 
     object.__setattr__(players[0], "loss", loss)
-    return TRAIN(players, batches, accelerator, steps, start)
+    return TRAIN(players, batches, accelerator, steps, start, skip_nonfinite)
 
 
 TRAIN = runs.train

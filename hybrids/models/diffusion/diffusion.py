@@ -308,7 +308,7 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Take x (B, *shape) at times[0] down the grid to a sample, as `sample` does with what it draws.
 
-        Arguments: times, as `Sampler.times` has them for `ends_in_mean`; sampler, instead of the model's own.
+        Arguments: times, (steps + 1,), as in `Sampler.__call__`; sampler, instead of the model's own.
         """
         sampler = self.sampler if sampler is None else sampler
         x = sampler(self.denoiser, x, cond, generator, times, self.ends_in_mean)
@@ -324,15 +324,14 @@ class Diffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, cond: Any = None, steps: int | None = None, iterations: int = 1) -> Tensor:
-        """Return the noise from which DDIM comes to x, by its inversion: (B, *shape), at the grid's first time.
+        """Return the noise from which `decode` comes to x, by DDIM's inversion: (B, *shape), at the grid's first time.
 
         The grid is that of the model's own sampler, its spacing included. Song 2020, 2010.02502, section 4.3.
         Arguments: steps, `sample_steps` by default; iterations, as in `components.samplers.invert`.
         """
         times = self._grid(self.sampler, steps)
-        times = times if times[-1] == 0 else torch.cat([times, times.new_zeros(1)])
-        start = self.denoiser.schedule.marginal(x, 0.0).mean
-        return invert(self.denoiser, start, times, cond, iterations)
+        start = x if self.ends_in_mean else self.denoiser.schedule.marginal(x, 0.0).mean
+        return invert(self.denoiser, start, times, cond, iterations, self.ends_in_mean)
 
     @torch.no_grad()
     def decode(self, z: Tensor, cond: Any = None, steps: int | None = None) -> Delta:

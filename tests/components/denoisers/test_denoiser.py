@@ -498,6 +498,16 @@ def test_it_predicts_v_unless_asked_otherwise():
     assert model.prediction == PREDICTIONS["v_prediction"] and model(x_t, 1.0).mean.abs().max() < 6
 
 
+@ON_EACH
+def test_the_target_of_the_default_prediction_has_the_scale_of_x(schedule):
+    """At every noise level, of data of standard deviation ½: 1 for edm, at most 1 for v."""
+    model, (x, epsilon), t = Denoiser(nn.Identity(), schedule), torch.randn(2, 500, 3, dtype=F64), torch.rand(500)
+    target = model.prediction.target(0.5 * x, epsilon, schedule.level(t, x))
+    assert target.square().mean().sqrt() < 1.5 and model.prediction.name == (
+        "edm" if schedule.exploding else "v_prediction"
+    )
+
+
 @pytest.mark.parametrize("schedule, settings, warns", [
     (BetaSchedule(), {}, True),
     (BetaSchedule("squaredcos_cap_v2"), {}, True),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from answers import F64, ON_EACH, Mild, Smooth
 
-from components.denoisers import Denoiser
+from components.denoisers import Denoiser, GaussianMean
 from components.samplers import Sampler, invert, time_grid
 from components.schedules import BetaSchedule, CosineSchedule, LogSNRLinearSchedule
 
@@ -17,9 +17,21 @@ def test_it_undoes_ddim_s_own_steps(schedule):
     """With enough iterations to the last digits, at ten steps, never asking the network about a time without noise."""
     denoiser, noise = Denoiser(Mild(), schedule, "sample"), schedule.terminal_std * torch.randn(4, 3, dtype=F64)
     x = Sampler("ddim")(denoiser, noise, times=time_grid(10), mean_at_end=False)
-    inverted = invert(denoiser, x, time_grid(10), iterations=200)
+    inverted = invert(denoiser, x, time_grid(10), iterations=200, mean_at_end=False)
     torch.testing.assert_close(inverted, noise, rtol=1e-6, atol=1e-6 * schedule.terminal_std)
     assert min(denoiser.backbone.times) > 0
+
+
+@pytest.mark.parametrize("log_snr_max", [3.0, 5.0, 13.3])
+@pytest.mark.parametrize("timesteps", [None, 1000])
+def test_a_last_step_that_takes_the_mean_is_undone_too(log_snr_max, timesteps):
+    """There and back again from x, which is x̂ of the least noise."""
+    schedule, x = LogSNRLinearSchedule(log_snr_max, -5.0), 0.5 * torch.randn(4, 1, dtype=F64)
+    denoiser = Denoiser(GaussianMean(schedule, torch.zeros(1), 0.25 * torch.eye(1)), schedule, "sample")
+    sampler = Sampler("ddim", 10)
+    times = sampler.times(schedule, timesteps=timesteps)
+    noise = invert(denoiser, x, times, iterations=100)
+    torch.testing.assert_close(sampler(denoiser, noise, times=times), x, rtol=1e-6, atol=1e-6)
 
 
 def test_the_error_of_one_iteration_falls_as_the_steps():
@@ -28,7 +40,7 @@ def test_the_error_of_one_iteration_falls_as_the_steps():
 
     def error(steps):
         x = Sampler("ddim")(denoiser, noise, times=time_grid(steps), mean_at_end=False)
-        return (invert(denoiser, x, time_grid(steps)) - noise).abs().max().item()
+        return (invert(denoiser, x, time_grid(steps), mean_at_end=False) - noise).abs().max().item()
 
     slope = math.log2(error(64) / error(512)) / 3
     assert slope == pytest.approx(1, abs=0.15) and error(512) < 0.05

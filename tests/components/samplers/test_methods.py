@@ -141,11 +141,12 @@ def test_the_sde_solver_of_one_or_two_steps_is_ancestral():
 
 
 def test_the_last_of_fewer_than_15_steps_is_of_first_order_unless_asked_otherwise():
+    """Where the mean is the last step, it is that one."""
     denoiser, x = smooth(LINE), torch.randn(4, 3, dtype=F64)
     for method in (DPMSolverPP, SDEDPMSolverPP):
-        for steps, equal in ((14, False), (15, True)):
+        for steps, mean, equal in ((14, False, False), (15, False, True), (14, True, True)):
             one, other = (
-                Sampler(method(lower_order_final=lower))(denoiser, x, None, generator(), time_grid(steps))
+                Sampler(method(lower_order_final=lower))(denoiser, x, None, generator(), time_grid(steps), mean)
                 for lower in (True, False)
             )
             assert torch.equal(one, other) == equal

@@ -182,6 +182,22 @@ def compare_dpm(theirs, method, prediction, times):
     assert (ours - x).abs().max() < 1e-5 * max(1, x.abs().max())
 
 
+@pytest.mark.parametrize("steps", [2, 6, 10, 15, 16])
+@KINDS
+def test_dpm_solvers_on_edm_s_noise_are_those_of_diffusers(diffusers, kind, method, steps):
+    """Their last step is from σ_min to none, ours the mean."""
+    theirs = diffusers.EDMDPMSolverMultistepScheduler(algorithm_type=kind)
+    theirs.set_timesteps(steps)
+    schedule, backbone = EDMSchedule(), Smooth()
+    x = end = 80 * torch.randn(4, 3, dtype=F64)
+    drawn = generator()
+    for sigma, k in zip(theirs.sigmas, theirs.timesteps):
+        t = schedule.time(-2 * sigma.double().log()).clamp(0, 1)
+        end = theirs.step(backbone(theirs.scale_model_input(end, k), t), k, end, drawn).prev_sample
+    ours = Sampler(method(), steps)(Denoiser(backbone, schedule, "edm"), x, None, generator())
+    assert (ours - end).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10, 30])
 @pytest.mark.parametrize("name, method", [
     ("FlowMatchEulerDiscreteScheduler", "euler"), ("FlowMatchHeunDiscreteScheduler", "heun")
@@ -248,6 +264,19 @@ def test_heun_is_karras_algorithm_2_in_x_over_alpha(name, churn):
     torch.testing.assert_close(ours, end, rtol=1e-9, atol=1e-9)
     plain = Sampler(Heun(variables="karras"))(denoiser, sigma * x, times=times, mean_at_end=False)
     assert not churn or not torch.allclose(ours, plain, rtol=1e-3)
+
+
+def test_churn_is_shared_among_the_steps_and_the_mean():
+    """The mean is one of the paper's N; below s_tmin it has no churn of its own."""
+    schedule, sampler = EDMSchedule(), Sampler(Heun(**CHURN), steps=40)
+    denoiser, x = Denoiser(Smooth(), schedule, "edm"), 80 * torch.randn(4, 3, dtype=F64)
+    sigmas = [*schedule.alpha_sigma(sampler.times(schedule)[:-1])[1].tolist(), 0.0]
+
+    def denoise(x, sigma):
+        return denoiser(x, schedule.time(-2 * torch.tensor(sigma, dtype=F64).log())).mean
+
+    end = algorithm_2(denoise, x, sigmas, *CHURN.values(), top=80.0, drawn=generator())
+    torch.testing.assert_close(sampler(denoiser, x, None, generator()), end, rtol=1e-9, atol=1e-9)
 
 
 def test_euler_with_churn_is_heun_s_first_half():

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import FrozenInstanceError, dataclass, fields
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from components.samplers import (
     Method,
     Sampler,
     SDEDPMSolverPP,
+    Spacing,
     invert,
     time_grid,
     walk,
@@ -121,6 +123,9 @@ def test_it_guides_where_there_is_a_condition_and_thresholds():
      "or a Method; got 'heum'"),
     (lambda: Sampler(DDIM), "or a Method; got <class"),
     (lambda: Sampler(steps=0), "steps must be at least 1; got 0"),
+    (lambda: Sampler("heun", 1002, "leading").times(LINE), "steps must be at most 1001, the last the mean, with "
+     "spacing 'leading'; got 1002"),
+    (lambda: Sampler("heun", 1001, "leading").times(LINE, timesteps=1000), "with spacing 'leading'; got 1001"),
     (lambda: Sampler(guidance_interval=(0.0, 0.5)), "guidance_interval and guidance_rescale change nothing without"),
     (lambda: Sampler(guidance_rescale=0.5), "got interval (0.0, 1.0) and rescale 0.5"),
     *[(lambda times=times: Sampler()(smooth(), torch.zeros(2, 3), times=torch.tensor(times)),
@@ -196,9 +201,9 @@ class Counting(ShiftedSchedule):
 
 @EVERY
 @ON_EACH
-def test_the_schedule_is_evaluated_as_often_for_40_steps_as_for_2(schedule, method):
+def test_the_schedule_is_evaluated_as_often_for_40_steps_as_for_3(schedule, method):
     counts = []
-    for steps in (2, 40):
+    for steps in (3, 40):
         counting = Counting(schedule)
         denoiser = Thresholded(Guided(Denoiser(Labelled(), counting, "v_prediction", clip=(-1, 1)), 2.0))
         Sampler(method)(denoiser, noise(schedule), COND, generator(), time_grid(steps))
@@ -283,8 +288,9 @@ def test_a_gaussian_s_std_is_the_product_of_the_steps_and_the_mean(schedule, spa
     s2 = 0.25
     denoiser = Denoiser(GaussianMean(schedule, torch.zeros(1), s2 * torch.eye(1)), schedule, "sample")
     sampler = Sampler("ddim", steps=7, spacing=spacing)
-    alpha, sigma = schedule.alpha_sigma(sampler.times(schedule))
-    assert len(alpha) == 7
+    *times, end = sampler.times(schedule)
+    alpha, sigma = schedule.alpha_sigma(torch.stack(times))
+    assert len(alpha) == 7 and times[-1] == end == 0
     variance = alpha**2 * s2 + sigma**2
     steps = (alpha[1:] * alpha[:-1] * s2 + sigma[1:] * sigma[:-1]) / variance[:-1]
     expected = schedule.terminal_std * steps.prod() * alpha[-1] * s2 / variance[-1]
@@ -308,12 +314,41 @@ def test_edm_s_18_steps_are_17_of_heun_and_the_mean():
 
 
 def test_above_t_0_and_where_it_is_asked_for_x_stays_noisy():
+    """Down to t = 0 the last step takes the mean, like one to no noise."""
     denoiser, x = smooth(LINE), noise()
-    for times, asked in ((time_grid(5, 1.0, 0.2), None), (time_grid(5), False)):
+    for times, asked in ((time_grid(5), False), (time_grid(4, 1.0, 0.2), None)):
         plain = walk(DDIM(), denoiser, x, times)
         assert torch.equal(Sampler("ddim")(denoiser, x, times=times, mean_at_end=asked), plain)
-    mean = denoiser(plain, 0.0).mean.detach()
+    mean = denoiser(plain, 0.2).mean.detach()
     torch.testing.assert_close(Sampler("ddim")(denoiser, x, times=time_grid(5)), mean)
+
+
+@AT_NOISE
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_a_chain_s_network_is_asked_of_its_levels_only(schedule, spacing):
+    for steps in (1, 2, 3, 10):
+        times = Sampler(steps=steps, spacing=spacing).times(schedule, timesteps=10)
+        assert len(times) == steps + 1 and times[-1] == 0 and times[-2] >= 0.1 - 1e-9
+    assert times[-2].item() == pytest.approx(0.1)
+    given = Sampler(steps=9, spacing="karras", sigma_min=0.15).times(schedule, timesteps=10)
+    assert schedule.log_snr(given[-2]).div(-2).exp().item() == pytest.approx(0.15)
+
+
+@EVERY
+@pytest.mark.parametrize("timesteps", [None, 1000])
+def test_a_grid_goes_with_the_call_whole_and_in_pairs(method, timesteps):
+    """As docs/guide.md has it: a point mass is reached exactly where noise is left at t = 0, in any number of steps."""
+    schedule, point = LogSNRLinearSchedule(4.0, -6.0), torch.full((1,), 3.0, dtype=F64)
+    denoiser, x = Denoiser(GaussianMean(schedule, point, torch.zeros(1, 1)), schedule, "sample"), noise()[:, :1]
+    for steps in (1, 2, 7):
+        sampler = Sampler(method, steps)
+        times = sampler.times(schedule, timesteps=timesteps)
+        assert times.shape == (steps + 1,) and times[-1] == 0
+        torch.testing.assert_close(sampler(denoiser, x, None, generator(), times), point.expand(4, 1))
+        end = x
+        for pair in pairwise(times):
+            end = sampler(denoiser, end, None, generator(), torch.stack(pair))
+        torch.testing.assert_close(end, point.expand(4, 1))
 
 
 # Any method on any denoiser

@@ -183,7 +183,8 @@ def test_edm_s_loss_is_its_weighting_times_the_error_in_x(schedule):
 
 @pytest.mark.parametrize("times", [UniformTimes(), LogNormalTimes()])
 def test_edm_s_loss_of_the_zero_network_is_one_at_every_sigma_on_data_of_std_sigma_data(times):
-    model = Diffusion(Denoiser(Zero(), EDMSchedule(), "edm", sigma_data=D), 1)
+    """By the default prediction of a schedule whose variance explodes."""
+    model = Diffusion(Denoiser(Zero(), EDMSchedule(), sigma_data=D), 1)
     t, _ = times(50, EDMSchedule(), generator=generator())
     given(model, EPSILON4.repeat(50, 1), t.repeat_interleave(4))
     each = model.loss(D * X4.repeat(50, 1))["simple"][1].view(50, 4).mean(1)
