@@ -47,8 +47,9 @@ def picture(
         columns: images in a row; by default as many as make the grid about square.
         mean, scale: of the data's dimensions, as of `Data`; 0 and 1 by default. x is in the data's own values.
     """
-    x = x.detach().float().cpu()
-    return _grid(x, columns) if x.ndim == 4 else _plot(x.flatten(1), limit, mean, scale)
+    x = x.detach().cpu()
+    # In float64: vectors far from 0 differ by less than float32 resolves.
+    return _grid(x.float(), columns) if x.ndim == 4 else _plot(x.double().flatten(1), limit, mean, scale)
 
 
 def save_picture(x: Tensor, path: Path, columns: int | None = None, **how: Any) -> Tensor:
@@ -88,13 +89,13 @@ def _plot(x: Tensor, limit: float, mean: tuple[float, ...], scale: tuple[float, 
 
     shown, d = x[:, :2], x.shape[1]
     n = shown.shape[1]
-    center, spread = torch.tensor(mean[:n] or [0.0] * n), torch.tensor(scale[:n] or [1.0] * n)
+    center, spread = x.new_tensor(mean[:n] or [0.0] * n), x.new_tensor(scale[:n] or [1.0] * n)
     low, high = center - limit * spread, center + limit * spread
     finite = shown[shown.isfinite().all(1)]
     inside = ((finite >= low) & (finite <= high)).all(1)
     follow = len(finite) > 0 and inside.double().mean() < 0.5
     if follow:
-        low, high = finite.quantile(torch.tensor([0.01, 0.99]), dim=0)
+        low, high = finite.quantile(x.new_tensor([0.01, 0.99]), dim=0)
         margin = 0.1 * (high - low) + 1e-6 * high.abs() + 1e-12
         low, high = low - margin, high + margin
     figure = Figure(figsize=(6, 6), dpi=100)
@@ -104,7 +105,8 @@ def _plot(x: Tensor, limit: float, mean: tuple[float, ...], scale: tuple[float, 
     (left, right), *other = zip(low.tolist(), high.tolist())
     axes.set_xlim(left, right)
     if n == 1:
-        axes.hist(finite[:, 0].numpy(), bins=80, range=(left, right), density=True)
+        if len(finite):  # a density of nothing would be 0/0
+            axes.hist(finite[:, 0].numpy(), bins=80, range=(left, right), density=True)
         axes.set(xlabel="x", ylabel="density")
     else:
         axes.scatter(finite[:, 0].numpy(), finite[:, 1].numpy(), s=1, alpha=0.5, linewidths=0)

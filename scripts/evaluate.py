@@ -69,7 +69,10 @@ def arguments() -> argparse.Namespace:
     add("--no-ema", action="store_true", help="use the weights themselves, not their moving average")
     add("--device", choices=("auto", "cpu"), default="auto", help="device (auto)")
     add("--recipe", type=Path, help="file of the run's recipe, if it is not one of recipes/")
-    add("--data", help="data set instead of the run's; required for a run on data of your own, FILE.py:NAME")
+    add(
+        "--data",
+        help="data set instead of the run's (vectors at the run's scale); required for one of your own, FILE.py:NAME",
+    )
     add("--out", type=Path, help="JSON file of the results (RUN/evaluation.json; with --metrics RUN/measured.json)")
     given = parser.parse_args()
     given.likelihood |= given.ode or given.importance_samples > 0

@@ -1,5 +1,7 @@
 """Pictures of samples of every kind: what they show, and how large they are."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -12,11 +14,11 @@ def ink(drawn):
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
-@pytest.mark.parametrize("mean, scale", [(0.0, 1.0), (5000.0, 1000.0), (-1e-3, 1e-5)])
+@pytest.mark.parametrize("mean, scale", [(0.0, 1.0), (5000.0, 1000.0), (-1e-3, 1e-5), (1.6e9, 2.0)])
 def test_axes_follow_the_data(d, mean, scale):
     """The same picture of the same samples at any scale, but for the numbers on the axes."""
     unit = torch.randn(4000, d, generator=torch.Generator().manual_seed(0))
-    drawn = picture(unit * scale + mean, mean=(mean,) * d, scale=(scale,) * d)
+    drawn = picture(unit.double() * scale + mean, mean=(mean,) * d, scale=(scale,) * d)
     reference = picture(unit, mean=(0.0,) * d, scale=(1.0,) * d)
     inside = (slice(None), slice(20, 520), slice(95, 575))
     assert drawn.shape == (3, 600, 600) and ink(drawn[inside]) > 0.02
@@ -35,6 +37,14 @@ def test_samples_outside_the_axes_are_followed():
     assert ink(picture(far)[:, 20:520, 95:575]) > 0.005
     far[:10] = float("nan")
     assert picture(far).isfinite().all()
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_a_picture_of_no_finite_sample_is_empty(d):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = picture(torch.full((10, d), float("nan")))
+    assert drawn.shape == (3, 600, 600) and ink(drawn[:, 30:500, 110:570]) == 0
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw_samples, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
 from ..experiment.checkpoints.checkpoint import steps_in
+from ..experiment.record import few
 from ..experiment.run.batches import Readable, batches_of, seed_all
 from ..files import write_tensors, write_whole
 from ..game import train
@@ -346,12 +347,6 @@ def costs(recipe: Recipe, entry: Mapping[str, Any], request: Mapping[str, Any], 
     )
 
 
-def few(data: Data, n: int) -> Data:
-    """Return data with its first n examples only, where they are in memory: enough to measure a step."""
-    parts = {name: getattr(data, name) for name in ("x", "labels", "factors")}
-    return replace(data, **{name: part[:n] for name, part in parts.items() if part is not None})
-
-
 def flops_of_stages(settings: Settings, build: Callable[..., list[Stage]], data: Data) -> list[float]:
     """Return the FLOPs of one step of each stage, all players and micro-batches: `evaluation.costs.flops_per_step`."""
     from ..evaluation.costs import batch_of, flops_per_step
@@ -370,8 +365,9 @@ def seconds_of_stages(
     """Return the seconds of one step of each stage, without the first steps; each stage runs for about `seconds`.
 
     A step is as in a run: batch, turns of all players, logs, moving average. Its time is the mean over the fastest
-    fifth of the seconds, since other load on the machine can only slow a step. Work that comes every k steps, such as
-    a lazy penalty, is missed where a fifth of the seconds has fewer than k steps.
+    fifth of the seconds, since other load on the machine can only slow a step. Streamed images are decoded before, as
+    workers do it in a run. Work that comes every k steps, such as a lazy penalty, is missed where a fifth of the
+    seconds has fewer than k steps.
     """
     from accelerate import Accelerator
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..evaluation.measurements import interval_about
 from ..evaluation.metrics import METRICS
 from ..experiment import Refusal
 from ..files import write_whole
@@ -339,9 +340,7 @@ def seed_statistics(
     n, mean = len(values), statistics.fmean(values)
     summary: dict[str, float | None] = {"mean": mean, "std": None, "low": None, "high": None, "worst": worst, "runs": n}
     if n > 1:
-        from scipy.special import stdtrit
-
         std = statistics.stdev(values)
-        half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
-        summary |= {"std": std, "low": mean - half, "high": mean + half}
+        about = interval_about(mean, std / math.sqrt(n), freedom=n - 1)
+        summary |= {"std": std, "low": about.low, "high": about.high}
     return summary

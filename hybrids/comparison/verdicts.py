@@ -196,9 +196,6 @@ def _likelihood(recipe: Recipe) -> Judgement:
     if not recipe.finished or not recipe.likelihoods:
         why = "no run has finished, or no recipe has a measured likelihood"
         return Judgement("bits_per_dim", None, set(), why)
-    for name in ("exact_bits_per_dim", "exact_nats"):
-        if name in recipe.numbers:
-            return Judgement(name, recipe.numbers[name].value, {"exact with effort"}, "by the probability flow")
     for name in ("bits_per_dim", "nats"):
         if name in recipe.numbers:
             why = "a bound" + (EXACT if recipe.family == "diffusion" else "")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import check_batch
-from .source import Data, say
+from .source import Data, say, trained_on
 
 __all__ = ["SUFFIXES", "arrays"]
 
@@ -21,18 +21,19 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels: int | None = None) -> Data:
-    """Return the examples of a file, a tenth of them held out: images (N, C, H, W) or vectors (N, D).
+    """Return the examples of a file, a tenth of them held out but no class's only one: images (N, C, H, W) or (N, D).
 
     A .npy file holds x; .npz and .safetensors hold x, and labels (N,), where there are some. Images are uint8, of 256
-    grey levels, or floats in [-1, 1], which count as continuous. Vectors of any scale are standardized, each dimension
-    to mean 0 and variance 1 over the training examples; `Data.to_data` maps back. No file's content is executed.
+    grey levels, or floats in [-1, 1], which count as continuous. Vectors of any scale, floats or
+    integers, are standardized, each dimension to mean 0 and variance 1 over the training examples; `Data.to_data` maps
+    back. No file's content is executed.
 
     Arguments:
         resolution: R; of images of another size the middle square is resized to R × R (bicubic, antialiased).
         channels: 1 or 3, to which images of 3 or 1 are converted. None leaves either as it is.
     Raises:
-        ValueError: with the file's name: it cannot be read, holds anything else, x is not finite or images are nearly
-            black, or labels are not 0 … K - 1 with at least one example each.
+        ValueError: with the file's name: it cannot be read, holds anything else, x or its variance is not finite,
+            images are nearly black, or labels are not 0 … K - 1 with at least one example each.
     """
     path = Path(path).expanduser().resolve()
     try:
@@ -40,6 +41,8 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
         if "x" not in values or values.keys() - {"x", "labels"}:
             raise ValueError(f"holds {', '.join(sorted(values)) or 'nothing'}; {_EXPECTED}")
         x, labels = values["x"], values.get("labels")
+        if x.ndim == 2 and not x.is_floating_point() and not x.is_complex():
+            x = x.double()
         _check(x, labels)
         if x.ndim == 4:
             x = _fitted(x, resolution or 0, channels or x.shape[1])
@@ -48,7 +51,11 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
     except ValueError as error:
         raise ValueError(f"--data {path}: {error}") from error
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    held, train = order[: len(x) // 10].sort().values, order[len(x) // 10 :].sort().values
+    held = torch.zeros(len(x), dtype=torch.bool)
+    held[order[: len(x) // 10]] = True
+    if labels is not None:
+        held = trained_on(held, labels)
+    train = ~held
     data = Data(
         str(path),
         tuple(x.shape[1:]),
@@ -56,12 +63,15 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
         grey_levels=256 if x.dtype == torch.uint8 else None,
         x=x[train],
         labels=None if labels is None else labels[train],
-        held_out=x[held] if len(held) else None,
-        held_out_labels=labels[held] if labels is not None and len(held) else None,
+        held_out=x[held] if held.any() else None,
+        held_out_labels=labels[held] if labels is not None and held.any() else None,
     )
     if data.is_image:
         return data
-    data = data.standardized()
+    try:
+        data = data.standardized()
+    except ValueError as error:
+        raise ValueError(f"--data {path}: {error}") from error
     of = f"mean {_span(data.mean)} and standard deviation {_span(data.scale)}"
     say(f"--data {path}: vectors of {of} are standardized; samples are mapped back")
     return data

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .images import EXTENSIONS, MAX_PIXELS, BadImage, Header, TooLarge, header
-from .source import Data, say
+from .source import Data, say, trained_on
 from .streaming import Encoded, Skipping, Stream, read
 
 __all__ = ["IN_MEMORY", "Folder", "folder", "image_data"]
@@ -42,7 +42,7 @@ def folder(
     skip_bad_images: int = 0,
     workers: int = 2,
 ) -> Data:
-    """Return the images below a folder, a tenth of them held out by a hash of each path.
+    """Return the images below a folder, a tenth of them held out by a hash of each path, but never all of a class.
 
     Where every image is in one of at least two folders right below the root, these are its classes, in the order of
     their names (numbers in them count as numbers: 2 is before 10). Hidden folders and files that are no images are
@@ -58,9 +58,8 @@ def folder(
         hidden = f", {files.hidden} hidden folder(s) among them" if files.hidden else ""
         say(f"--data {files.root}: {len(files)} images; ignored {files.ignored} other file(s){hidden}")
     names, labels = files.classes()
-    return image_data(
-        str(files.root), files, files.held_out(), labels, names, resolution, channels, skip_bad_images, workers
-    )
+    held = files.held_out() if labels is None else trained_on(files.held_out(), labels)
+    return image_data(str(files.root), files, held, labels, names, resolution, channels, skip_bad_images, workers)
 
 
 def image_data(
@@ -90,7 +89,7 @@ def image_data(
         workers: processes that decode streamed images.
     Raises:
         ValueError: a file cannot be read (with its name), the sizes differ and no resolution is given, there is no
-            image left, or 16-bit images hold 12 bits or less.
+            image left, or none of a class, or 16-bit images hold 12 bits or less.
     """
     skipping = Skipping(name, skip_bad_images)
     headers = _survey(name, files, skipping)
@@ -120,6 +119,7 @@ def image_data(
         say(f"--data {name}: skipped {len(skipping.bad)} bad image(s): {', '.join(list(skipping.bad)[:5])}")
     if not len(train):
         raise ValueError(f"--data {name}: no image is left to train on")
+    _check_classes(name, labels, held, train, class_names)
     parts = [(held_x, held_out)] if x is None else [(x, train), (held_x, held_out)]
     _check_depth(name, headers, parts)
     return Data(
@@ -199,19 +199,17 @@ class Folder:
     def classes(self) -> tuple[tuple[str, ...], Tensor | None]:
         """Return the folders right below the root, if every image is in one of at least two, and the labels (N,).
 
-        Raises ValueError where all these folders have the names of splits, such as train and val.
+        Raises ValueError where all these folders have the names of splits, such as train and val; where there is one
+        folder only, that holds for those in it.
         """
-        tops = [path.split(os.sep, 1)[0] if os.sep in path else "" for path in self.paths]
-        names = sorted(set(tops), key=_in_order)
-        folders = [name for name in names if name]
-        splits = [name for name in folders if re.sub("[-_ ]", "", name.lower()) in SPLITS]
-        if folders and splits == folders:
-            first = next((name for name in names if name.lower().startswith("train")), folders[0])
-            raise ValueError(
-                f"--data {self.root} holds {' and '.join(splits)}: parts of a data set, not classes; expected a folder "
-                f"of training images, whose own folders are the classes: --data {self.root / first}"
-            )
-        if "" in names or len(names) < 2:
+        tops, names, splits = _tops(self.root, self.paths)
+        root, within = self.root, self.paths
+        while len(names) == 1 and names[0]:
+            root, within = root / names[0], [path.split(os.sep, 1)[1] for path in within]
+            _, names, _ = _tops(root, within)
+        if "" in names or root != self.root:
+            if "" not in names:
+                say(f"--data {self.root} holds one folder, so no classes; to train on classes: --data {root}")
             return (), None
         if splits:
             say(f"--data {self.root}: {', '.join(splits)} is trained on as a class, whatever its name")
@@ -225,6 +223,24 @@ class Folder:
         """
         hashes = (hashlib.sha256(path.replace(os.sep, "/").encode("utf-8", "surrogateescape")) for path in self.paths)
         return torch.tensor([int.from_bytes(h.digest()[:8]) < HELD_OUT * 2**64 for h in hashes])
+
+
+def _tops(root: Path, paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the folder right below the root of each path ("" for none), these in order, and those named as splits.
+
+    Raises ValueError where all of them are named as splits.
+    """
+    tops = [path.split(os.sep, 1)[0] if os.sep in path else "" for path in paths]
+    names = sorted(set(tops), key=_in_order)
+    folders = [name for name in names if name]
+    splits = [name for name in folders if re.sub("[-_ ]", "", name.lower()) in SPLITS]
+    if folders and splits == folders:
+        first = next((name for name in names if name.lower().startswith("train")), folders[0])
+        raise ValueError(
+            f"--data {root} holds {' and '.join(splits)}: parts of a data set, not classes; expected a folder of "
+            f"training images, whose own folders are the classes: --data {root / first}"
+        )
+    return tops, names, splits
 
 
 def _is_hidden(name: str) -> bool:
@@ -304,6 +320,24 @@ def _report(name: str, headers: dict[int, Header], resolution: int, channels: in
     resized = sum((h.height, h.width) != (resolution, resolution) for h in headers.values())
     if resized:
         say(f"--data {name}: {resized} image(s): the middle square resized to {resolution} × {resolution} (bicubic)")
+
+
+def _check_classes(name: str, labels: Tensor | None, held: Tensor, train: Tensor, class_names: Sequence[str]) -> None:
+    """Refuse a class whose training images are all bad; print which classes of the hub's list have none.
+
+    Arguments: labels (N,) of all images; held (N,) bool; train, the indices of those to train on; class_names.
+    """
+    if labels is None:
+        return
+    listed, good = (torch.bincount(part, minlength=len(class_names)) > 0 for part in (labels[~held], labels[train]))
+    if lost := [class_name for class_name, bad in zip(class_names, listed & ~good) if bad]:
+        raise ValueError(
+            f"--data {name}: no image of {', '.join(lost[:5])} is left to train on, since the rest cannot be read; "
+            "mend them or remove the class"
+        )
+    if empty := [class_name for class_name, some in zip(class_names, good) if not some]:
+        which = f"{len(empty)} of its {len(class_names)} classes"
+        say(f"--data {name}: {which} have no training image: {', '.join(empty[:5])}")
 
 
 def _check_depth(name: str, headers: dict[int, Header], parts: list[tuple[Tensor, Tensor]]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..refusal import needed
 from .folders import image_data
-from .source import Data, say
+from .source import Data, say, trained_on
 
 __all__ = ["hub"]
 
@@ -102,6 +102,8 @@ def hub(
     files = HubImages(encoded, column)
     sizes = files.lengths
     held = torch.arange(sizes[0]) % 10 == 9 if test is None else torch.arange(sum(sizes)) >= sizes[0]
+    if test is None and labels is not None:
+        held = trained_on(held, labels)
     say(f"--data {name}: images of column {column}, labels of {label}, splits {' and '.join(used)}")
     names = () if labels is None else tuple(features[columns[1]].names)
     return image_data(name, files, held, labels, names, resolution, channels, skip_bad_images, workers)

@@ -15,13 +15,23 @@ from .streaming import Stream, Workers
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Batches", "Data", "say"]
+__all__ = ["Batches", "Data", "say", "trained_on"]
 
 
 def say(text: str) -> None:
     """Print text, on the main process."""
     if is_main():
         print(text, flush=True)
+
+
+def trained_on(held: Tensor, labels: Tensor) -> Tensor:
+    """Return which examples to hold out, (N,) bool: those of `held`, but the first of each class of which all are."""
+    held = held.clone()
+    for label in labels[held].unique():
+        of_class = (labels == label).nonzero()[:, 0]
+        if held[of_class].all():
+            held[of_class[0]] = False
+    return held
 
 
 @dataclass(frozen=True)
@@ -112,11 +122,32 @@ class Data:
         return x.to(torch.float32, copy=True).mul_(2 / (self.grey_levels - 1)).sub_(1)
 
     def to_data(self, x: Tensor) -> Tensor:
-        """Return what models see, (..., D), in the data's own values: scale x + mean. Images stay as they are."""
+        """Return what models see, (..., D), in the data's own values: scale x + mean. Images stay as they are.
+
+        In the dtype of x, at least float32; in float64 where float32 is too short: where its step at the mean exceeds a
+        thousandth of the scale, or its range ends.
+        """
         if not self.scale:
             return x
-        mean, scale = (torch.tensor(values, dtype=torch.float64, device=x.device) for values in (self.mean, self.scale))
-        return (x.double() * scale + mean).to(x)
+        mean, scale = self._mean_and_scale(x.device)
+        values = x.double() * scale + mean
+        single = torch.finfo(torch.float32)
+        too_short = (mean.abs() * single.eps > 1e-3 * scale) | (mean.abs() + 100 * scale > single.max)
+        return values if too_short.any() else values.to(torch.promote_types(x.dtype, torch.float32))
+
+    def to_unit(self, values: Tensor) -> Tensor:
+        """Return the data's own values (..., D) as models see them, (value - mean) / scale: the inverse of `to_data`.
+
+        Computed in float64, returned in the dtype of `values`; images stay as they are.
+        """
+        if not self.scale:
+            return values
+        mean, scale = self._mean_and_scale(values.device)
+        return ((values.double() - mean) / scale).to(values)
+
+    def _mean_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, scale = (torch.tensor(values, dtype=torch.float64, device=device) for values in (self.mean, self.scale))
+        return mean, scale
 
     @property
     def log_scale(self) -> float:
@@ -126,20 +157,35 @@ class Data:
     def standardized(self) -> "Data":
         """Return vectors with mean 0 and variance 1 in each dimension, as models expect them; `to_data` maps back.
 
-        A dimension of one value is only shifted. Raises ValueError for images, data with a density, and data without
-        examples here.
+        A dimension of one value is only shifted. Raises ValueError for images, data with a density, data without
+        examples here, and values whose standard deviation is not finite in float64.
         """
         if self.is_image or self.density is not None or self.x is None:
             raise ValueError(f"only vectors whose examples are here can be standardized; got {self}")
-        x = self.to_data(self.x.double())
-        std, mean = torch.std_mean(x, 0, correction=0)
+        std, mean = torch.std_mean(self.to_data(self.x.double()), 0, correction=0)
+        if not std.isfinite().all():
+            bad = int((~std.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the standard deviation of dimension {bad} must be finite; got {std[bad]:g}, of values up to "
+                f"{self.x[:, bad].abs().max():g}: divide them by a constant"
+            )
         std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+        return self.rescaled(tuple(mean.tolist()), tuple(std.tolist()))
 
-        def to_unit(values: Tensor) -> Tensor:
-            return ((values - mean) / std).float()
+    def rescaled(self, mean: Sequence[float], scale: Sequence[float]) -> "Data":
+        """Return vectors as (value - mean) / scale of the data's own values; both empty: the own values.
 
-        held_out = None if self.held_out is None else to_unit(self.to_data(self.held_out.double()))
-        return replace(self, x=to_unit(x), held_out=held_out, mean=tuple(mean.tolist()), scale=tuple(std.tolist()))
+        A model is evaluated on other examples by the mean and scale of those that it was trained on. Raises ValueError
+        for images, data with a density, and data without examples here.
+        """
+        if self.is_image or self.density is not None or self.x is None:
+            raise ValueError(f"only vectors whose examples are here can be rescaled; got {self}")
+        to = replace(self, mean=tuple(mean), scale=tuple(scale))
+        x, held_out = (
+            None if part is None else to.to_unit(self.to_data(part.double())).float()
+            for part in (self.x, self.held_out)
+        )
+        return replace(to, x=x, held_out=held_out)
 
     def label(self, name: str) -> int:
         """Return the label of a class by its name or number; where names are known, a name comes first.
@@ -282,7 +328,8 @@ class Batches:
                 stored = self.x.index_select(0, index)
             else:
                 assert self._workers is not None
-                stored = self._workers.take(self.consumed).to(self.device, non_blocking=True)
+                # A bad image is replaced by another, which keeps its own label.
+                stored, index = (part.to(self.device, non_blocking=True) for part in self._workers.take(self.consumed))
             self.consumed += self.batch_size * self.world_size
             x = self.data.decode(stored)
             if self.data.augment is not None:

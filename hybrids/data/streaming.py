@@ -56,7 +56,7 @@ class Stream:
 
     Arguments: files; indices, the training examples in their order; shape (C, R, R); workers, processes that decode;
     skipping, what to do with an image that turns out to be bad: where it may be skipped the next good one takes its
-    place.
+    place, with its own label.
     """
 
     files: Encoded
@@ -68,19 +68,24 @@ class Stream:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, examples: Tensor) -> tuple[Tensor, dict[str, str]]:
-        """Examples (B,) as (B, C, R, R) uint8, and those that were bad: name → why."""
+    def read(self, examples: Tensor) -> tuple[Tensor, Tensor, dict[str, str]]:
+        """Return the images (B, C, R, R) uint8 of examples (B,), the examples read (B,), and the bad ones: name → why.
+
+        The examples read differ from those asked for where a bad image was skipped; labels are to be taken of them.
+        """
         out, bad = torch.empty(len(examples), *self.shape, dtype=torch.uint8), dict[str, str]()
+        read_examples = examples.clone()
         for row, start in enumerate(examples.tolist()):
             # One more than may be skipped: then `Skipping` refuses.
             for further in range(self.skipping.allowed + 1):
-                index = int(self.indices[(start + further) % len(self)])
+                example = (start + further) % len(self)
+                index = int(self.indices[example])
                 pixels, why = read(self.files, index, self.shape[-1], self.shape[0])
                 if pixels is not None:
-                    out[row] = torch.from_numpy(np.array(pixels))
+                    out[row], read_examples[row] = torch.from_numpy(np.array(pixels)), example
                     break
                 bad[self.files.name(index)] = why
-        return out, bad
+        return out, read_examples, bad
 
 
 def read(files: Encoded, index: int, resolution: int, channels: int) -> tuple[np.ndarray | None, str]:
@@ -97,20 +102,20 @@ def read(files: Encoded, index: int, resolution: int, channels: int) -> tuple[np
 
 
 class _Batches(Dataset):
-    """What a worker runs: position and examples → position, images, bad ones, and an error instead of raising it.
+    """What a worker runs: position and examples → position, images, examples read, bad ones, and an error.
 
-    An exception that crosses processes would lose its message among tracebacks.
+    The error is returned: an exception that crosses processes would lose its message among tracebacks.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __getitem__(self, request: tuple[int, Tensor]) -> tuple[int, Tensor, dict[str, str], str]:
+    def __getitem__(self, request: tuple[int, Tensor]) -> tuple[int, Tensor, Tensor, dict[str, str], str]:
         position, examples = request
         try:
             return position, *self.stream.read(examples), ""
         except ValueError as error:
-            return position, torch.empty(0), {}, str(error)
+            return position, torch.empty(0), examples, {}, str(error)
 
 
 class WorkerDied(RuntimeError):
@@ -129,8 +134,8 @@ class Workers:
         self._next = -1
         self._iterator: Any = None
 
-    def take(self, position: int) -> Tensor:
-        """(B, C, R, R) uint8, the batch at a position.
+    def take(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return the images (B, C, R, R) uint8 of the batch at a position, and the examples (B,) that they are.
 
         Raises ValueError for more bad images than may be skipped, WorkerDied if one has been killed.
         """
@@ -140,7 +145,7 @@ class Workers:
         self._next = -1
         self._check_alive()
         try:
-            at, images, bad, error = next(self._iterator)
+            at, images, examples, bad, error = next(self._iterator)
         except RuntimeError:
             self._check_alive()
             raise
@@ -153,7 +158,7 @@ class Workers:
             self.close()
             raise
         self._next = position + self.step
-        return images
+        return images, examples
 
     def _start(self, position: int) -> None:
         self.close()

@@ -42,6 +42,8 @@ __all__ = [
 
 ROWS = 500
 """Samples drawn in one call."""
+FAR = 30
+"""Root mean square of vectors above which, and standard deviation below 1 / FAR, they may be the data's own values."""
 BY_NAME = {"fid", "kid"}
 """Metrics that "all" leaves out: they need an optional package and its weights."""
 
@@ -137,7 +139,8 @@ METRICS: dict[str, Metric] = {
                "(Burda 2015, 1509.00519)."),
         Metric("bits_per_dim", "likelihood", "lower", "bits/dim", "Bound on -log2 p(x) of held-out examples over grey "
                "levels, per dimension."),
-        Metric("nats", "likelihood", "lower", "nats", "Bound on -log p(x) of held-out examples; the floor is the "
+        Metric("nats", "likelihood", "lower", "nats", "Bound on -log p(x) of held-out examples, of vectors in the "
+               "data's own values, where all other metrics are at unit scale, (value - mean) / scale; the floor is the "
                "entropy, where it is known."),
         Metric("samples_per_second", "speed", "higher", "1/s", "Samples per second, in batches of 256."),
         Metric("evaluations", "speed", "lower", "", "Network evaluations per sample."),
@@ -175,12 +178,12 @@ def measure(
         samples: number of samples drawn.
         seed: of the draws.
         metrics: each as `MetricLike`; None is "all".
-        x: samples (N, *shape) to measure instead of drawing.
+        x: samples (N, *shape) to measure instead of drawing; vectors at unit scale, as of `Data.to_unit`.
         features: as in `features_for`.
         cache: folder in which a trained classifier is stored.
     Returns: `Measurements`, whose `missing` has a reason for each metric without a value.
     Raises ValueError for an unknown name, with the nearest known one; where no metric has a value, with all reasons;
-    for samples that are not finite, of another shape, or of another range than [-1, 1] (`check_range`).
+    for samples that are not finite, of another shape, or of another range than [-1, 1] or unit scale (`check_range`).
     """
     chosen = metrics_of(metrics)
     feature_space = cache_result(lambda: features_for(data, features, cache))
@@ -246,10 +249,13 @@ def measured_samples(
 ) -> Measurements:
     """Return the metrics of samples x (N, *shape), without a model. Other arguments as in `measure`.
 
-    Raises ValueError for an unknown name, and for samples that are not finite, or of another shape.
+    Vectors are expected at unit scale, as models see them: `Data.to_unit` maps the data's own values there. Raises
+    ValueError for an unknown name, and for samples that are not finite, of another shape, or vectors that are the
+    data's own values (`check_range`).
     """
     feature_space = cache_result(lambda: features_for(data, features, cache))
     with own_random_numbers(device):
+        _check_unit_scale(x, data)
         sample_set = SampleSet(x, data, feature_space, device)
         return _measured(metrics_of(metrics), seed, lambda: sample_set, None)
 
@@ -269,11 +275,13 @@ def draw_samples(model: Any, n: int, seed: int, device: torch.device, **how: Any
 
 
 def check_range(x: Tensor, data: Data) -> None:
-    """Raise ValueError for images in [0, 1] or 0 … 255 where the data's are in [-1, 1].
+    """Raise ValueError for images that are not in [-1, 1], and for vectors that are not at unit scale.
 
     Images without a negative value are refused where they reach above 2, or where every real image has values below
-    -0.5.
+    -0.5. Vectors are refused where they have about unit scale only after `Data.to_unit`: samples of a model that has
+    diverged or collapsed are measured.
     """
+    _check_unit_scale(x, data)
     if x.ndim != 4 or x.shape[1:] != tuple(data.shape) or not len(x) or not x.isfinite().all() or x.min() < 0:
         return
     low, high = x.min().item(), x.max().item()
@@ -287,6 +295,19 @@ def check_range(x: Tensor, data: Data) -> None:
         raise ValueError(
             f"samples must be images in [-1, 1]; they span {low:g} to {high:g}, as in [0, 1], where every real image "
             "has values below -0.5: give 2 * x - 1"
+        )
+
+
+def _check_unit_scale(x: Tensor, data: Data) -> None:
+    if not data.scale or x.shape[1:] != tuple(data.shape) or len(x) < 2 or not x.isfinite().all():
+        return
+    x = x.double()
+    unit = data.to_unit(x)
+    far = x.square().mean(0).sqrt().max() > FAR or x.std(0).max() < 1 / FAR
+    if far and unit.square().mean(0).sqrt().max() < 3 and unit.std(0).max() > 1 / 3:
+        raise ValueError(
+            f"samples must be at unit scale, (value - mean) / scale; they span {x.min():g} to {x.max():g}, as the own "
+            f"values of {data.name}: give data.to_unit(x)"
         )
 
 

@@ -25,7 +25,7 @@ from .latents import (
     smoothness,
 )
 from .likelihood import likelihood
-from .measurements import Measurement, Unavailable, mean_of, proportion_interval
+from .measurements import Measurement, Unavailable, interval_about, mean_of, proportion_interval
 from .samples.features import Features
 from .samples.reference import training_examples
 
@@ -151,17 +151,17 @@ def _bits_per_dim(subject: Subject) -> Measurement:
     estimate = subject.likelihood
     if "bits_per_dim" not in estimate:
         raise Unavailable("the likelihood is a density, not a probability of grey levels: see nats")
-    value, error = estimate["bits_per_dim"], estimate["bits_per_dim_standard_error"]
-    return Measurement(value, None, value - 1.96 * error, value + 1.96 * error)
+    error, freedom = estimate["bits_per_dim_standard_error"], estimate["examples"] - 1
+    return interval_about(estimate["bits_per_dim"], error, freedom=freedom)
 
 
 def _nats(subject: Subject) -> Measurement:
     estimate, density = subject.likelihood, subject.data.density
-    value, error = estimate["nats"], estimate["nats_per_dim_standard_error"] * subject.data.dimensions
+    error, freedom = estimate["nats_per_dim_standard_error"] * subject.data.dimensions, estimate["examples"] - 1
     entropy = None
     if density is not None:
         entropy = -density.log_prob(density.sample(10_000, torch.Generator().manual_seed(0))).mean().item()
-    return Measurement(value, entropy, value - 1.96 * error, value + 1.96 * error)
+    return interval_about(estimate["nats"], error, entropy, freedom=freedom)
 
 
 def _samples_per_second(subject: Subject) -> Measurement:

@@ -31,7 +31,7 @@ from .samples.distances import (
 )
 from .samples.features import Features
 from .samples.neighbours import nearest, neighbours_of_splits, neighbours_variance
-from .samples.recognition import agreement, coverage, stacked_coverage
+from .samples.recognition import WITHIN, agreement, coverage, stacked_coverage
 from .samples.reference import LEAST_SAMPLES, MOST_NEAREST, Reference, reference
 
 __all__ = ["AT_EQUAL_NUMBERS", "SAMPLE_METRICS", "SampleSet", "plug_in_kl"]
@@ -39,8 +39,6 @@ __all__ = ["AT_EQUAL_NUMBERS", "SAMPLE_METRICS", "SampleSet", "plug_in_kl"]
 KERNEL_SUBSETS, KERNEL_SIZE = 20, 1000
 LEAST_LOG_DENSITY = -50.0
 """The least log-density of one sample: a lower one, such as -inf off the checkerboard, would decide the mean alone."""
-WITHIN = 3
-"""A sample within so many σ of a mode is of high quality, as in `coverage`."""
 
 
 class SampleSet:

@@ -30,23 +30,32 @@ def encode_data(
     """
     if data.x is None and data.stream is None:
         raise ValueError(f"data must have training examples; of {data.name!r} only the shape is known")
-    parts = []
+    parts, read = [], []
     for index in torch.arange(len(data)).split(batch_size):
-        q = encode(data.decode(_stored(data, index).to(device)))
+        examples, index = _stored(data, index)
+        read.append(index)
+        q = encode(data.decode(examples.to(device)))
         moments = [q.mean, q.std.expand_as(q.mean)] if isinstance(q, Normal) else [q.mean]
         parts.append(torch.stack(moments, 1).float().cpu())
     stored = torch.cat(parts)
-    return Data(f"latents of {data.name}", tuple(stored.shape[2:]), data.classes, x=stored, labels=data.labels)
+    return Data(
+        f"latents of {data.name}",
+        tuple(stored.shape[2:]),
+        data.classes,
+        x=stored,
+        labels=None if data.labels is None else data.labels[torch.cat(read)],
+        class_names=data.class_names,
+    )
 
 
-def _stored(data: Data, index: Tensor) -> Tensor:
-    """Return the examples at index (B,) in the stored format."""
+def _stored(data: Data, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the examples at index (B,) in the stored format, and the index of each: another for a bad image."""
     if data.x is not None:
-        return data.x[index]
+        return data.x[index], index
     assert data.stream is not None
-    pixels, bad = data.stream.read(index)
+    pixels, index, bad = data.stream.read(index)
     data.stream.skipping.add(bad)
-    return pixels
+    return pixels, index
 
 
 def draw_latents(stored: Tensor, generator: torch.Generator | None = None) -> Tensor:

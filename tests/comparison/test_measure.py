@@ -25,7 +25,6 @@ from hybrids.comparison.measure import (
     complete,
     curve_of,
     evaluations_of,
-    few,
     flops_of_stages,
     measure_real,
     measure_run,
@@ -362,12 +361,3 @@ def test_flops_count_all_players_and_micro_batches():
     (once,) = flops_of_stages(Settings(batch_size=8), build, data)
     assert once == 2 * (2 * 8 * 4 * 3 + 2 * 8 * 4 * 5)
     assert flops_of_stages(Settings(batch_size=8, accumulation=3), build, data) == [3 * once]
-
-
-def test_a_few_examples_keep_their_labels_and_factors():
-    data = Data("points", (2,), 3, x=torch.randn(20, 2), labels=torch.arange(20) % 3, factors=torch.randn(20, 4))
-    first = few(data, 5)
-    for name in ("x", "labels", "factors"):
-        assert torch.equal(getattr(first, name), getattr(data, name)[:5])
-    bare = Data("points", (2,))
-    assert few(bare, 5).x is None and few(bare, 5).card() == bare.card()

@@ -177,7 +177,6 @@ def test_a_recipe_without_numbers_has_no_row():
         ("control", "ddpm", {"probe": 0.9}, "contradicted", "strong"),
         ("coverage", "ddpm", {"recall": 0.9}, "confirmed", "excellent"),
         ("coverage", "ddpm", {"recall": 0.89}, "contradicted", "good"),
-        ("likelihood", "ddpm", {"exact_nats": 1.0, "nats": 2.0}, "confirmed", "exact with effort"),
     ],
 )
 def test_every_word_has_its_number(axis, of, means, verdict, word):

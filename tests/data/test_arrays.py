@@ -78,6 +78,39 @@ def test_vectors_of_any_scale_are_standardized_and_mapped_back(tmp_path, capsys)
     assert torch.equal(again.to_data(data.held_out), data.to_data(data.held_out))
 
 
+@pytest.mark.parametrize("mean, scale, dtype", [
+    (5e3, 1e3, torch.float32), (1.6e9, 2.0, torch.float64), (0.0, 1e100, torch.float64),
+])  # fmt: skip
+def test_values_come_back_in_float64_where_float32_is_too_short(mean, scale, dtype, tmp_path):
+    """Timestamps of 1.6e9 ± 2 and values beyond 3.4e38 stay distinct and finite."""
+    values = torch.randn(200, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * scale + mean
+    data = arrays(written(tmp_path / "a.npy", x=values))
+    back = data.to_data(torch.cat([data.x, data.held_out]))
+    assert back.dtype == dtype and len(back.unique()) == 200 and back.isfinite().all()
+    torch.testing.assert_close(back.double().sort(0).values, values.sort(0).values, rtol=1e-6, atol=1e-6 * scale)
+    assert torch.allclose(data.to_unit(back).float(), torch.cat([data.x, data.held_out]), atol=1e-3)
+
+
+def test_integer_vectors_are_counts(tmp_path):
+    counts = torch.arange(60).reshape(20, 3)
+    data = arrays(written(tmp_path / "a.npy", x=counts.to(torch.int32)))
+    back = data.to_data(torch.cat([data.x, data.held_out])).sort(0).values
+    assert data.grey_levels is None and torch.equal(back.round().long(), counts)
+
+
+@pytest.mark.parametrize("labels", [[0] * 12 + [1] * 7 + [2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2])
+def test_every_class_has_a_training_example(labels, tmp_path):
+    """The last example of a class is trained on; a tenth is held out as before where none is missing."""
+    x = torch.arange(20.0)[:, None]
+    for shift in range(20):
+        given = torch.tensor(labels).roll(shift)
+        data = arrays(written(tmp_path / "a.npz", x=x, labels=given))
+        assert torch.bincount(data.labels, minlength=data.classes).min() > 0
+        where = data.to_data(torch.cat([data.x, data.held_out]))[:, 0].round().long()
+        assert torch.equal(where.sort().values, torch.arange(20))
+        assert torch.equal(torch.cat([data.labels, data.held_out_labels]), given[where])
+
+
 def test_what_has_unit_scale_or_is_no_vector_is_left_alone():
     digits = load_data("digits")
     assert digits.to_data(digits.x) is digits.x and digits.log_scale == 0 and digits.card()["scale"] == []
@@ -140,7 +173,12 @@ def test_a_recipe_trains_on_a_file_and_finds_it_again(images, tmp_path, monkeypa
         ("a.npy", {"x": numpy.zeros((4, 8, 8, 3), "uint8")}, "channels seem to be last: transpose(0, 3, 1, 2)"),
         ("a.npy", {"x": numpy.full((4, 1, 8, 8), 255.0)}, "images must be in [-1, 1]; sample 0 of the batch spans"),
         ("a.npy", {"x": numpy.full((4, 6, 8, 8), 2.0)}, "images must be in [-1, 1]; got 2 to 2"),
-        ("a.npy", {"x": numpy.zeros((4, 2), "int64")}, "x must be floating point"),
+        ("a.npy", {"x": numpy.zeros((4, 2), "complex64")}, "x must be floating point"),
+        (
+            "a.npy",
+            {"x": numpy.array([[0, 1e200], [0, -1e200]])},
+            "standard deviation of dimension 1 must be finite; got inf, of values up to 1e+200: divide them",
+        ),
         ("a.npy", {"x": numpy.full((4, 2), numpy.nan)}, "sample 0 of the batch has NaN"),
         ("a.npy", {"x": numpy.array([{}])}, "cannot be read (Array can't be memory-mapped"),
         ("a.npy", {"x": numpy.array(["a"])}, "cannot be read (x is of dtype <U1)"),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -14,10 +15,12 @@ from small import TINY
 
 import hybrids
 from hybrids import experiment
-from hybrids.data import Data
+from hybrids.data import Data, load_data
 from hybrids.evaluation.likelihood import likelihood
-from hybrids.experiment import load_recipe
+from hybrids.experiment import Refusal, load_recipe
+from hybrids.experiment.run import loading
 from hybrids.experiment.run.loading import checkpoint_of, data_of, described_data
+from hybrids.experiment.run.run import _changed_data
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -70,6 +73,8 @@ def test_classes_have_names_in_a_run_its_samples_and_its_resume(tmp_path, monkey
         sample(monkeypatch, out, "--label", "bird")
     assert "--label bird: expected one of 0 1, 1 2, 2 10" in capsys.readouterr().err
     (data / "10").rename(data / "11")
+    with pytest.raises(Refusal, match="0 1 .*, 2 11 .*; the run was trained on 0 1, 1 2, 2 10: its labels mean"):
+        data_of(checkpoint_of(out))
     words = ("--data", data, "--conditional", "--steps", 3, "--resume", "auto")
     with pytest.raises(SystemExit, match="2"):
         train("vae", out, *words)
@@ -102,10 +107,38 @@ def test_vectors_of_any_scale_are_drawn_in_the_data_s_own_values(recipe, d, tmp_
         own = likelihood(model, data.held_out, every_level=True, log_scale=data.log_scale)
         assert own["nats"] - plain["nats"] == pytest.approx(d * numpy.log(1000), abs=0.2 * d)
         assert own["nats_scale"] == pytest.approx(data.log_scale)
+    # Examples of another file, or of the changed one, keep the scale that the run was trained at.
+    numpy.save(tmp_path / "other.npy", values / 100 + 9000)
     numpy.save(tmp_path / "x.npy", 2 * values)
+    for name, own in (("other.npy", values / 100 + 9000), ("x.npy", 2 * values)):
+        other = data_of(checkpoint_of(out), str(tmp_path / name))
+        held = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:20].sort().values
+        assert (other.mean, other.scale) == (data.mean, data.scale)
+        assert torch.allclose(other.held_out, data.to_unit(torch.tensor(own)[held]).float(), atol=1e-4)
+    numpy.save(tmp_path / "wide.npy", numpy.zeros((20, d + 1)))
+    with pytest.raises(Refusal, match=rf"wide.npy has examples of shape \({d + 1},\); the run was trained on \({d},"):
+        data_of(checkpoint_of(out), str(tmp_path / "wide.npy"))
     with pytest.raises(SystemExit, match="2"):
         train(recipe, out, "--data", tmp_path / "x.npy", "--resolution", "none", "--steps", 3, "--resume", "auto")
     assert "the data's mean and scale have changed since" in capsys.readouterr().err
+
+
+def test_runs_from_before_vectors_were_standardized_saw_their_own_values(tmp_path, monkeypatch):
+    """A card without mean and scale means the identity: for `data_of`, and for a resume, which is refused."""
+    values = 1000 * torch.randn(200, 2, dtype=torch.float64) + 5000
+    numpy.save(tmp_path / "x.npy", values.numpy())
+    data = load_data(str(tmp_path / "x.npy"))
+    card = {name: value for name, value in data.card().items() if name not in ("mean", "scale")}
+    settings = {"data": data.name}
+    monkeypatch.setattr(loading.disk, "load_manifest", lambda path: {"card": {"settings": settings, "data": card}})
+    held = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:20].sort().values
+    before = data_of(tmp_path)
+    assert before.scale == () and torch.allclose(before.held_out, values[held].float(), rtol=1e-6)
+    saved = SimpleNamespace(folder=tmp_path, card={"data": card})
+    with pytest.raises(Refusal, match=r"the data's mean and scale have changed since, from \[0.0, 0.0\] to"):
+        _changed_data(saved, data.card(), False)
+    unit = data.card() | {"mean": [0.0, 0.0], "scale": [1.0, 1.0]}
+    assert _changed_data(saved, unit, False) == []
 
 
 def test_an_oblong_array_is_found_again(tmp_path):

@@ -92,6 +92,8 @@ def test_hidden_folders_are_ignored_and_counted(tmp_path, capsys):
     (("Training", "Test", "."), "--data {root}/Training"),
     (("test/a", "held-out/b"), "--data {root}/held-out"),
     (("train/a", "train/b"), "--data {root}/train"),
+    (("archive/train/cat", "archive/val/cat"), "{root}/archive holds train and val"),
+    (("a/b/test/cat", "a/b/train/cat"), "--data {root}/a/b/train"),
 ])  # fmt: skip
 def test_train_and_validation_folders_are_no_classes(tmp_path, names, remedy):
     for name in names:
@@ -107,13 +109,13 @@ def test_a_class_may_have_the_name_of_a_split_and_that_is_printed(tmp_path, caps
 
 
 @pytest.mark.parametrize("names", [
-    [str(i) for i in range(1, 12)], ["class_2", "class_10", "class_11"], ["a", "b10", "c2"], ["007", "8", "08", "x"],
+    [str(i) for i in range(1, 12)], ["class_2", "class_10", "class_11"], ["a", "b10", "c2"], ["007", "08", "8", "x"],
 ])  # fmt: skip
 def test_numbers_in_names_sort_as_numbers(tmp_path, names):
     for name in reversed(names):
         fill(tmp_path / name, 1)
     data = load_data(str(tmp_path))
-    assert data.class_names == tuple(names) if names[0] != "007" else ("007", "08", "8", "x")
+    assert data.class_names == tuple(names)
     for i, name in enumerate(data.class_names):
         assert data.label(name) == i
     # A number that is no name is a label.
@@ -125,6 +127,27 @@ def test_one_class_folder_or_images_beside_them_make_no_labels(tmp_path, places)
     for place in places:
         fill(tmp_path / place, 4)
     assert load_data(str(tmp_path)).labels is None and load_data(str(tmp_path)).classes == 0
+
+
+def test_classes_in_the_only_folder_are_named(tmp_path, capsys):
+    for name in ("archive/cat", "archive/dog"):
+        fill(tmp_path / name, 2)
+    assert load_data(str(tmp_path)).classes == 0
+    assert f"holds one folder, so no classes; to train on classes: --data {tmp_path.resolve()}/archive" in (
+        capsys.readouterr().out
+    )
+
+
+def test_every_class_has_a_training_image(tmp_path):
+    """Single images whose path is held out by its hash are trained on; a class of bad ones is refused."""
+    for i in range(40):
+        fill(tmp_path / f"class{i}", 1)
+    assert Folder(tmp_path).held_out().sum() > 1
+    data = load_data(str(tmp_path))
+    assert torch.equal(torch.bincount(data.labels), torch.ones(40, dtype=torch.long)) and data.held_out is None
+    for how in ("truncated", "empty"):
+        spoil(tmp_path / "class7" / "000.png", how)
+        refused(tmp_path, "no image of class7 is left to train on, since", skip_bad_images=1)
 
 
 def test_about_a_tenth_is_held_out_whatever_else_is_added_or_moved(tmp_path):

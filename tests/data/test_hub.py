@@ -36,7 +36,7 @@ def write(folder, split, rows, labels=True, image="picture"):
     columns = {"id": list(range(len(rows))), image: rows}
     if labels:
         features["kind"] = datasets.ClassLabel(names=NAMES)
-        columns["kind"] = [i % 3 for i in range(len(rows))]
+        columns["kind"] = [i % 3 for i in range(len(rows))] if labels is True else labels
     folder.mkdir(parents=True, exist_ok=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
@@ -74,6 +74,17 @@ def test_without_a_test_split_every_tenth_image_is_held_out(place):
     data = load_data("hub:owner/name")
     assert data.labels is None and data.classes == 0 and len(data) == 18
     assert data.held_out[:, 0, 0, 0].tolist() == [9, 19]
+
+
+def test_classes_without_a_training_image_are_trained_on_or_named(place, capsys):
+    """The tenth image of a class of its own is trained on; an image of a test split is not, and the class is named."""
+    write(place, "train", [png(picture(i)) for i in range(12)], labels=[0] * 9 + [2] + [0] * 2)
+    assert load_data("hub:owner/name").labels.tolist() == [0] * 9 + [2] + [0] * 2
+    assert "1 of its 3 classes have no training image: bee" in capsys.readouterr().out
+    write(place, "test", [png(picture(i)) for i in range(2)], labels=[0, 1])
+    data = load_data("hub:owner/name")
+    assert len(data) == 12 and data.held_out_labels.tolist() == [0, 1]
+    assert "1 of its 3 classes have no training image: bee" in capsys.readouterr().out
 
 
 def test_a_split_without_the_name_train_is_trained_on(place):

@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from components.distributions import Delta
 from hybrids.data import Data, folder, folders
+from hybrids.experiment.record import few
+from hybrids.models.cache import encode_data
 
 R, N = 8, 26
 
@@ -171,12 +174,29 @@ def test_skipped_images_of_a_stream_give_their_place_to_the_next(streamed, worke
     data = streamed(workers=workers, skip_bad_images=2)
     batches = data.batches(5)
     order = torch.cat([batches.order(epoch) for epoch in range(3)]).tolist()
-    spoil(data, [3, 4])
+    # The next good image is of the other class.
+    last_of_a = int((data.labels == 0).sum()) - 1
+    spoil(data, [last_of_a - 1, last_of_a])
     images = torch.cat(taken(batches, 8))
+    labelled = taken(streamed(workers=workers, skip_bad_images=2).batches(5, labels=True), 8)
+    red = torch.cat([(batch["x"][:, 0, 0, 0] + 1) * 127.5 for batch in labelled])
+    assert torch.equal(red.round().long(), 100 * torch.cat([batch["cond"] for batch in labelled]))
     good = {i: image for i, image in zip(order, torch.cat(whole))}
     for i, image in zip(order, images):
-        assert torch.equal(image, good[5 if i in (3, 4) else i])
+        assert torch.equal(image, good[last_of_a + 1 if i in (last_of_a - 1, last_of_a) else i])
     assert len(data.stream.skipping.bad) == 2
+
+
+def test_a_few_examples_and_the_latents_of_a_stream_keep_their_labels(streamed):
+    """Where an image is skipped, too."""
+    data = streamed(workers=0, skip_bad_images=1)
+    spoil(data, [int((data.labels == 0).sum()) - 1])
+    some = few(data, 20)
+    assert some.stream is None and len(some) == len(some.labels) == 20
+    assert torch.equal(some.x[:, 0, 0, 0].long(), 100 * some.labels)
+    latents = encode_data(data, lambda x: Delta(x[:, :1]), batch_size=7)
+    assert latents.class_names == ("a", "b")
+    assert torch.equal(((latents.x[:, 0, 0, 0, 0] + 1) * 127.5).round().long(), 100 * latents.labels)
 
 
 def test_more_bad_images_than_may_be_skipped_end_the_stream(streamed):

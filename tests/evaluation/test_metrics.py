@@ -223,6 +223,22 @@ def test_the_better_end_of_each_metric_is_that_of_real_examples(data_name):
     assert all(badness(name, real[name]) < badness(name, figure) for name, figure in near.items())
 
 
+@pytest.mark.parametrize("mean, scale", [(5e3, 1e3), (1e-3, 1e-5)])
+def test_vectors_are_measured_at_unit_scale(mean, scale):
+    """The data's own values are refused with the remedy; what a diverged or collapsed model draws is measured."""
+    unit = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    data = Data("own", (3,), x=unit[:200] * scale + mean).standardized()
+    own = unit[200:] * scale + mean
+    for call in (lambda: measured_samples(own, data, CPU, metrics=["frechet"]),
+                 lambda: measure(Draws(None), data, CPU, x=own, metrics=["frechet"])):  # fmt: skip
+        with pytest.raises(ValueError, match=r"must be at unit scale, .* values of own: give data.to_unit\(x\)"):
+            call()
+    at_unit = measured_samples(data.to_unit(own), data, CPU, metrics=["frechet"])["frechet"]
+    assert at_unit.value < 3 * at_unit.floor
+    for x in (1e3 * unit, torch.zeros(200, 3)):
+        assert measured_samples(x, data, CPU, metrics=["frechet"])["frechet"].value > 1
+
+
 def test_distances_are_of_half_the_training_set_and_counts_of_all_samples():
     """40 examples are two halves of 20; of two modes 100 exact samples find what 100 do."""
     density = Mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.1)

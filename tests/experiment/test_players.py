@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD
 
 from hybrids import Player, Terms, experiment
-from hybrids.data import load_data
+from hybrids.data import Data, load_data
 from hybrids.experiment import Stage, load_recipe, parse
 from hybrids.experiment.record import few
 from hybrids.experiment.record.players import players_table
@@ -130,3 +130,12 @@ def test_dry_run(name, tmp_path, few_digits, capsys, monkeypatch):
         size = sum(p.numel() for p in stage.root().parameters())
         assert f"stage {stage.name}: " in printed and f"  parameters: {size:,}\n" in printed
     assert len(re.findall(r"FLOPs: [1-9]\S* a step of a process, [1-9]\S* a sample", printed)) == len(stages)
+
+
+def test_a_few_examples_keep_their_labels_and_factors():
+    data = Data("points", (2,), 3, x=torch.randn(20, 2), labels=torch.arange(20) % 3, factors=torch.randn(20, 4))
+    first = few(data, 5)
+    for name in ("x", "labels", "factors"):
+        assert torch.equal(getattr(first, name), getattr(data, name)[:5])
+    bare = Data("points", (2,))
+    assert few(bare, 5).x is None and few(bare, 5).card() == bare.card()

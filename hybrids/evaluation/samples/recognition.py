@@ -10,7 +10,10 @@ from torch import Tensor
 from ...data import Mixture
 from ..measurements import variance_beyond
 
-__all__ = ["agreement", "coverage", "stacked_coverage"]
+__all__ = ["WITHIN", "agreement", "coverage", "stacked_coverage"]
+
+WITHIN = 3
+"""A sample within so many σ of a mode is of high quality."""
 
 
 def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
@@ -20,7 +23,7 @@ def coverage(samples: Tensor, mixture: Mixture) -> dict[str, float]:
     KL(histogram of the samples' nearest modes ‖ uniform) in nats, and kl_standard_error, its standard error.
     """
     index, distance = mixture.nearest(samples)
-    good = distance < 3
+    good = distance < WITHIN
     kl, error = _kl(torch.bincount(index, minlength=len(mixture.means)))
     return {
         "modes": float(index[good].unique().numel()),

@@ -34,7 +34,7 @@ def training_examples(data: Data, index: Tensor) -> Tensor:
         return data.decode(data.x[index])
     if data.stream is None:
         raise Unavailable(f"{data.name} has no training examples: only its shape is known")
-    pixels, bad = data.stream.read(index)
+    pixels, _, bad = data.stream.read(index)
     data.stream.skipping.add(bad)
     return data.decode(pixels)
 

@@ -149,13 +149,16 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def few(data: Data, n: int) -> Data:
     """Return a data set of the first n examples, in memory and without augmentation; its order is its own."""
-    rows = slice(min(n, len(data)))
-    x = data.x if data.stream is None else data.stream.read(torch.arange(len(data))[rows])[0]
+    rows = index = torch.arange(min(n, len(data)))
+    x = data.x
+    if data.stream is not None:
+        x, index, bad = data.stream.read(rows)
+        data.stream.skipping.add(bad)
     return replace(
         data,
-        x=None if x is None else x[rows],
-        labels=None if data.labels is None else data.labels[rows],
-        factors=None if data.factors is None else data.factors[rows],
+        x=None if x is None else x[: len(rows)],
+        labels=None if data.labels is None else data.labels[index],
+        factors=None if data.factors is None else data.factors[index],
         stream=None,
         augment=None,
     )

@@ -65,10 +65,13 @@ def _source(run: str | os.PathLike[str]) -> Path:
 def data_of(checkpoint: Path, data: str | None = None) -> Data:
     """Return the data set that a checkpoint's run was trained on, its examples as they are, without augmentation.
 
+    Vectors are at the scale that the run was trained at: (value - mean) / scale, of its checkpoint and not of the file.
     Arguments: data, instead of what the run says; a run of data of one's own, FILE.py:NAME, needs it, since a file that
-    a run names is not executed. Raises Refusal where it is missing.
+    a run names is not executed. Raises Refusal where it is missing, for examples of another shape, and, where the run
+    is conditional, for other classes.
     """
-    settings = disk.load_manifest(checkpoint)["card"]["settings"]
+    card = disk.load_manifest(checkpoint)["card"]
+    settings = card["settings"]
     if data is not None:
         settings = {**settings, "data": data}
     elif is_own(str(settings["data"])):
@@ -81,7 +84,29 @@ def data_of(checkpoint: Path, data: str | None = None) -> Data:
         say(f"{checkpoint}: reads the data that the run names, --data {settings['data']}")
     names = ("resolution", "channels", "skip_bad_images", "workers")
     with asked("data"):
-        return load_data(settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None})
+        loaded = load_data(
+            settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None}
+        )
+        return _as_trained(loaded, card["data"], bool(settings.get("conditional")))
+
+
+def _as_trained(data: Data, card: dict[str, Any], conditional: bool) -> Data:
+    """Return data as the run of a card took it: vectors by the card's mean and scale. Raises ValueError."""
+    trained = Data.from_card(card)
+    if data.shape != trained.shape:
+        raise ValueError(f"{data.name} has examples of shape {data.shape}; the run was trained on {trained.shape}")
+    own, expected = ((one.classes, one.class_names) for one in (data, trained))
+    # Runs from before names were recorded have none.
+    if conditional and (own if "class_names" in card else own[:1]) != (
+        expected if "class_names" in card else expected[:1]
+    ):
+        raise ValueError(
+            f"{data.name} has the classes {data.describe_classes() or 'none'}; the run was trained on "
+            f"{trained.describe_classes()}: its labels mean something else"
+        )
+    if (data.mean, data.scale) == (trained.mean, trained.scale):
+        return data
+    return data.rescaled(trained.mean, trained.scale)
 
 
 def described_data(checkpoint: Path) -> Data:

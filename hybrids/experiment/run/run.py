@@ -352,7 +352,9 @@ def _changed_settings(saved: disk.Checkpoint, now: dict[str, Any], structural: S
 
 def _changed_data(saved: disk.Checkpoint, now: dict[str, Any], conditional: bool) -> list[str]:
     """Return a changed number of examples; refuse data whose labels or vectors mean something else than before."""
-    before = now | saved.card["data"]
+    # Without mean and scale, as in runs from before vectors were standardized, the values were taken as they are.
+    identity = {"mean": [0.0] * len(now["mean"]), "scale": [1.0] * len(now["scale"])}
+    before = now | identity | saved.card["data"]
     changed = [name for name in ("mean", "scale") if not _close(before[name], now[name], now["scale"])]
     if conditional and before["class_names"] != now["class_names"]:
         changed.append("class_names")

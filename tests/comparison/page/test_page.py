@@ -528,6 +528,7 @@ def test_points_are_scattered(made_up, tmp_path):
     report = made_up.report(tmp_path, recipes=("vae", "gan"), seeds=(0,), plane=True)
     write_report(report, tmp_path)
     page = parsed(tmp_path)
+    assert "Vectors are compared and shown at unit scale" in page.text
     assert "8-gaussians, 2, unlimited draws" in page.text and "64 points: VAE, seed 0" in str(page.tags)
     assert not (tmp_path / "figures" / "coverage-sharpness.png").exists()
     for name in ("samples", "reconstructions", "interpolations"):
