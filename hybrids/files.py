@@ -81,11 +81,11 @@ def append_line(path: Path, line: str) -> None:
 
 @contextmanager
 def warning_if_full(what: str) -> Iterator[None]:
-    """Warn where the disk has no room for `what`, or cannot be written any more, and go on; raise other errors."""
+    """Warn where the disk has no room for `what`, or it cannot be written there, and go on; raise other errors."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR):
             raise
         warnings.warn(f"{what} was not written ({error}); the run goes on", stacklevel=3)
 
@@ -177,10 +177,10 @@ def _view(data: Tensor, name: str, entry: Any) -> Tensor:
             raise ValueError
         if math.prod(shape) * dtype.itemsize != last - first:
             raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"its entry {name!r} does not fit its data: {entry!r}") from None
-    if first == last:
-        return torch.empty(shape, dtype=dtype)
-    part = data[first:last]
-    # A tensor begins at a multiple of its element's size, except in files that another library has written.
-    return (part if part.data_ptr() % dtype.itemsize == 0 else part.clone()).view(dtype).view(shape)
+        if first == last:
+            return torch.empty(shape, dtype=dtype)
+        part = data[first:last]
+        # A tensor begins at a multiple of its element's size, except in files that another library has written.
+        return (part if part.data_ptr() % dtype.itemsize == 0 else part.clone()).view(dtype).view(shape)
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise ValueError(f"its entry {name[:80]!r} does not fit its data: {repr(entry)[:200]}") from None

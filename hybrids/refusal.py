@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import traceback
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CANNOT_WRITE", "NOT_FINITE", "REFUSED", "STOPPED", "Refusal", "asked", "first_asked", "is_main", "needed",
-           "refusing"]  # fmt: skip
+__all__ = ["CANNOT_WRITE", "NOT_FINITE", "REFUSED", "STOPPED", "Refusal", "asked", "each_asked", "is_main",
+           "malformed", "needed", "refusing"]  # fmt: skip
 
 REFUSED, CANNOT_WRITE, STOPPED, NOT_FINITE = 2, 74, 75, 76
 """Exit codes: refused; cannot write, resumable; stopped by a signal, resumable; not finite, last checkpoint intact."""
@@ -59,18 +60,53 @@ def asked(what: str, here: bool = False) -> Iterator[None]:
     except Refusal:
         raise
     except ValueError as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise Refusal(f"{what}: {error} ({Path(frame.filename).name}:{frame.lineno})", here) from error
+        raise Refusal(f"{what}: {error} ({_place(error)})", here) from error
 
 
-def first_asked(what: str, steps: Iterator[Any]) -> Generator[Any, None, None]:
-    """The steps; a ValueError in the first of them, where batches and losses are looked at, is a refusal."""
-    # Each process has looked at a batch of its own.
-    with asked(what, here=True):
-        first = next(steps, None)
-    if first is not None:
-        yield first
-        yield from steps
+def each_asked(what: str, steps: Iterator[Any], start: int) -> Generator[Any, None, None]:
+    """Yield what `steps` yields; a ValueError in one of them, whose batches and losses are checked, is a refusal.
+
+    Arguments: what, as of `asked`, to which the number of the step is added; steps, a generator, which is closed with
+    this one; start, the number of steps before the first.
+    """
+    with closing(steps):  # type: ignore[type-var]
+        for step in itertools.count(start + 1):
+            try:
+                result = next(steps, None)
+            except Refusal:
+                raise
+            except ValueError as error:
+                intact = "; checkpoints of the run are from before" if step > start + 1 else ""
+                # Each process checks batches of its own.
+                raise Refusal(f"{what}, step {step}: {error} ({_place(error)}){intact}", here=True) from error
+            if result is None:
+                return
+            yield result
+
+
+@contextmanager
+def malformed(what: str) -> Iterator[None]:
+    """Around what is made of a file's content, which may be anybody's: where it does not fit, a refusal naming `what`.
+
+    It covers what content of other types, lengths and sizes raises, an allocation that fails included.
+    """
+    try:
+        yield
+    except Refusal:
+        raise
+    except (ArithmeticError, LookupError, AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        first = (str(error).strip().splitlines() or [""])[0][:300]
+        raise Refusal(
+            f"{what}: its content does not fit: {kind}{first} ({_place(error)}); expected what a run of this recipe "
+            "and of this version saves",
+            here=True,
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 @contextmanager

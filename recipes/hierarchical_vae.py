@@ -66,7 +66,7 @@ class Settings(experiment.Settings):
     likelihood: Literal["logistic", "mixture", "categorical", "normal", "none"] = setting(
         "none", "p(x|z); none: logistic over the grey levels of images, normal with a learned σ(z) for points."
     )
-    beta: float = setting(1.0, "Weight of the rates; 1 is the ELBO.", at_least=0)
+    beta: float = setting(1.0, "Weight of the rates; 1 is the ELBO.", above=0)
     free_bits: float = setting(0.0, "Nats a level that are not charged.", at_least=0)
     lr: float = setting(2e-3, "Learning rate, reached after a warm-up, then decayed by a cosine.", above=0)
     clip: float = setting(1.0, "Largest norm of the gradient of the loss in nats/dim.", above=0)

@@ -33,7 +33,7 @@ from hybrids.evaluation.chunks import Chunks
 from hybrids.evaluation.likelihood import measured_times
 from hybrids.evaluation.metrics import LEAST_SAMPLES, metrics_of
 from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
-from hybrids.experiment.checkpoints.run_folder import lock
+from hybrids.experiment.checkpoints.run_folder import check_writable, lock, refuse_links
 from hybrids.files import write_whole
 from hybrids.processes import agree, decide_on_main
 from hybrids.refusal import asked
@@ -127,15 +127,15 @@ def scorer_of(
 def finished(out: Path) -> dict[str, Any]:
     """Return the results of a finished evaluation, or an empty dictionary."""
     try:
-        results = json.loads(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return {}
-    return results if isinstance(results, dict) and "likelihood" in results else {}
+    return results if isinstance(results, dict) and isinstance(results.get("likelihood"), dict) else {}
 
 
 def table(likelihood: dict[str, Any]) -> str:
     """Return a line for each number of a likelihood."""
-    width = max(map(len, likelihood))
+    width = max(map(len, likelihood), default=0)
     shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in likelihood.items()}
     return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())
 
@@ -163,6 +163,7 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
     source = checkpoint_of(given.run)
     with asked("--metrics"):
         metrics = metrics_of(given.metrics or None)
+    out = out_of(given, source, "measured.json")
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
     with asked(f"--metrics of {given.run}"):
         measurements = measure(
@@ -173,7 +174,6 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
             seed=given.seed,
             metrics=metrics,
         )
-    out = given.out or folder_of(source) / "measured.json"
     settings = {"checkpoint": source.name, "samples": given.samples, "seed": given.seed}
     known = {metric.name: metric for metric in metrics}
     entries = {name: {**asdict(one), "says": known[name].says} for name, one in measurements.items()}
@@ -182,15 +182,31 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
     print(f"{metrics_table(measurements, known)}\n{out}")
 
 
-def folder_of(source: Path) -> Path:
-    """Return the run folder of a checkpoint."""
-    return source.parent.parent if source.parent.name == "checkpoints" else source
+def out_of(given: argparse.Namespace, source: Path, name: str) -> Path:
+    """Return the file of the results, --out or `name` in the run folder of a checkpoint; refuse one not to be written.
+
+    The parts are beside it, in a folder that must not lead out of a stranger's run.
+    """
+    folder = source.parent.parent if source.parent.name == "checkpoints" else source
+    out: Path = given.out or folder / name
+    if out.is_dir():
+        raise Refusal(f"--out {out}: is a folder; expected the name of a JSON file")
+    check_writable(out.parent)
+    refuse_links(out.parent, files=(), folders=(parts_of(out).name,))
+    return out
+
+
+def parts_of(out: Path) -> Path:
+    """Return the folder of the finished chunks of an evaluation."""
+    return out.with_name(f".{out.name}.parts")
 
 
 def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stack: ExitStack) -> None:
     """Measure the likelihood on all processes; write and print it on the main one."""
     rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     source = checkpoint_of(given.run)
+    out = decide_on_main(accelerator, lambda: out_of(given, source, "evaluation.json"))
+    assert out is not None
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
     data, stored, labels = examples(given, source)
     cuts = [slice(i, i + given.batch_size) for i in range(0, len(stored), given.batch_size)]
@@ -199,13 +215,12 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
         x = data.decode(stored[part]).to(accelerator.device)
         return x, None if labels is None else labels[part].to(accelerator.device)
 
-    out = given.out or folder_of(source) / "evaluation.json"
     others = ("run", "out", "device", "recipe", "metrics", "samples")
     settings = {name: value for name, value in vars(given).items() if name not in others}
     digest = hashlib.sha256((source / "manifest.json").read_bytes()).hexdigest()
     settings |= {"checkpoint": source.name, "digest": digest, "data": data.name, "found": len(stored)}
     settings = json.loads(json.dumps(settings))
-    chunks = Chunks(out.with_name(f".{out.name}.parts"), settings)
+    chunks = Chunks(parts_of(out), settings)
 
     if decide_on_main(accelerator, lambda: out if finished(out).get("settings") == settings else None) is not None:
         if main:
@@ -241,7 +256,8 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
             chunks.remove()
         raise Refusal(errors)
     if main:
-        values = [chunks.read(number) for number in range(len(cuts))]
+        with asked("--out"):
+            values = [chunks.read(number) for number in range(len(cuts))]
         likelihood = scorer.summary(values, stored[0].numel())
         body = {"run": str(given.run), "settings": settings, "likelihood": likelihood}
         write_whole(out, json.dumps(body, indent=2) + "\n")

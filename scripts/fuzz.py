@@ -44,14 +44,14 @@ LIMIT = 120
 
 SMALL: dict[str, list[str]] = {
     "width": ["8", "16"],
-    "latent": ["1", "2", "4", "16"],
+    "latent": ["2", "4", "16"],
     "blocks": ["1", "2"],
     "levels": ["1", "2", "3"],
-    "timesteps": ["1", "2", "4", "10"],
+    "timesteps": ["2", "4", "8"],
     "codes": ["2", "8"],
-    "sample_steps": ["1", "2", "5"],
+    "sample_steps": ["1", "2"],
 }
-"""Values that keep a valid command line quick, by setting; most command lines have one of them."""
+"""Values that keep a command line quick, by setting: every one has them, and some have another value after them."""
 OTHERS: dict[str, list[str]] = {
     "resolution": ["8", "9", "12", "16", "28"],
     "channels": ["1", "2", "3", "4"],
@@ -60,9 +60,14 @@ OTHERS: dict[str, list[str]] = {
     "crop_padding": ["0", "1", "3"],
     "workers": ["0", "1"],
     "lr": ["1e-6", "1e-3", "1e6", "1e30"],
+    "timesteps": ["1", "3", "10", "1000"],
+    "sample_steps": ["1", "5", "20"],
+    "latent": ["1", "3", "64"],
+    "width": ["9", "24", "1000000000"],
 }
 
-WRONG = ["-1", "0", "nan", "inf", "1e400", "abc", "", "none", "true", "1.5", "é", "--", "999999999999999999999"]
+WRONG = ["-1", "0", "nan", "inf", "1e400", "abc", "", "none", "true", "1.5", "é", "--", "999999999999999999999",
+         "9" * 5000, "1000000000000", "\udcff", "~nosuchuser", "\n"]  # fmt: skip
 POINTS = ("25-gaussians", "8-gaussians", "swiss-roll", "checkerboard")
 OF_IMAGES = {"resolution", "channels", "horizontal_flip", "crop_padding", "flat", "perceptual", "critic", "bottleneck"}
 NEVER = {"out", "resume", "overwrite", "data", "steps", "device", "text_encoder", "deterministic"}
@@ -70,9 +75,9 @@ NEVER = {"out", "resume", "overwrite", "data", "steps", "device", "text_encoder"
 
 def values_of(setting: Any, draw: random.Random) -> list[str]:
     """Return the words for one setting: most often valid ones."""
-    if draw.random() < 0.05:
+    if draw.random() < 0.08:
         return [draw.choice(WRONG)]
-    if words := (SMALL | OTHERS).get(setting.name):
+    if words := OTHERS.get(setting.name):
         return [draw.choice(words)]
     if setting.is_bool:
         return []
@@ -90,8 +95,11 @@ def values_of(setting: Any, draw: random.Random) -> list[str]:
 def command_line(module: ModuleType, data: list[str], draw: random.Random) -> list[str]:
     words = ["--data", draw.choice(data), "--steps", draw.choice(["1", "2"]), "--device", "cpu", "--batch-size", "8"]
     points = words[1] in POINTS or words[1].endswith(("vectors.npz", "one.npz", "constant.npz"))
-    for name, setting in settings_of(module.Settings).items():
-        share = 0.6 if name in SMALL else 0.01 if points and name in OF_IMAGES else 0.08
+    settings = settings_of(module.Settings)
+    for name in [name for name in SMALL if name in settings]:
+        words += [settings[name].flag, draw.choice(SMALL[name])]
+    for name, setting in settings.items():
+        share = 0.01 if points and name in OF_IMAGES else 0.04 if name in SMALL else 0.06
         if name not in NEVER and draw.random() < share:
             flag = setting.flag if not setting.is_bool or draw.random() < 0.7 else f"--no-{setting.flag[2:]}"
             words += [flag, *values_of(setting, draw)]
@@ -144,7 +152,7 @@ def make_data(folder: Path) -> list[str]:
     ]
     folders = [str(folder / name) for name in ("classes", "split", "numbers", "broken", "nothing", "missing")]
     odd = [str(folder / "text.npy"), str(folder / "objects.npy"), "digts", "hub:../..", "~nosuchuser/x", "/dev/null"]
-    return [*3 * ["digits", "digits", "shapes", *POINTS], *made, *made, *folders, *odd]
+    return [*4 * ["digits", "digits", "shapes", *POINTS], *made, *made, *folders, *odd]
 
 
 def forked(work: Callable[[], None], output: Path) -> int:

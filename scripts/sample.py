@@ -25,9 +25,11 @@ from components.samplers import METHODS, Sampler
 from hybrids import load
 from hybrids.data import Data
 from hybrids.experiment import Refusal, refusing
+from hybrids.experiment.checkpoints.run_folder import check_writable, refuse_links
 from hybrids.experiment.run.loading import checkpoint_of, described_data
+from hybrids.files import write_tensors, write_whole
 from hybrids.pictures import save_picture
-from hybrids.processes import agree
+from hybrids.processes import agree, decide_on_main
 
 STRIDE = 1_000_003
 """Between the seeds of chunks: runs of neighbouring seeds have no chunk in common, as they would at a stride of 1."""
@@ -173,6 +175,21 @@ def draw(
     return torch.cat([x for _, x in every]) if main else None
 
 
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Choose the default of --out, and refuse files that could not be written, before anything is drawn."""
+    if arguments.out is None:
+        run, name = arguments.run, f"drawn-{arguments.seed}.png"
+        if run.parent.name == "checkpoints":
+            run, name = run.parent.parent, f"{run.name}-{name}"
+        refuse_links(run, files=(), folders=("samples",))
+        arguments.out = run / "samples" / name
+    for option, path in (("--out", arguments.out), ("--tensor", arguments.tensor)):
+        if path is not None:
+            if path.is_dir():
+                raise Refusal(f"{option} {path}: is a folder; expected the name of a file")
+            check_writable(path.parent, option)
+
+
 def main() -> None:
     arguments = given()
     accelerator = Accelerator(cpu=torch.device(arguments.device).type == "cpu")
@@ -181,23 +198,18 @@ def main() -> None:
         model = load(arguments.run, arguments.recipe, ema=not arguments.no_ema, device=device)
         data = described_data(checkpoint_of(arguments.run))
         label = label_of(arguments, model, data)
+        decide_on_main(accelerator, lambda: check_outputs(arguments))
         x = draw(model, arguments, label, device, accelerator)
-    if x is not None:
-        run, name = arguments.run, f"drawn-{arguments.seed}.png"
-        if run.parent.name == "checkpoints":
-            run, name = run.parent.parent, f"{run.name}-{name}"
-        out = arguments.out or run / "samples" / name
-        x = data.to_data(x)
-        save_picture(x, out, mean=data.mean, scale=data.scale)
-        of = "" if label is None else f", label {label}"
-        if label is not None and data.class_names:
-            of += f" ({data.class_names[label]})"
-        print(f"{len(x)} samples of {tuple(x.shape[1:])}{of}: {out}")
-        if arguments.tensor is not None:
-            from safetensors.torch import save_file
-
-            save_file({"x": x.contiguous()}, arguments.tensor)
-            print(f"as numbers: {arguments.tensor}")
+        if x is not None:
+            x = data.to_data(x)
+            save_picture(x, arguments.out, mean=data.mean, scale=data.scale)
+            of = "" if label is None else f", label {label}"
+            if label is not None and data.class_names:
+                of += f" ({data.class_names[label]})"
+            print(f"{len(x)} samples of {tuple(x.shape[1:])}{of}: {arguments.out}")
+            if arguments.tensor is not None:
+                write_whole(arguments.tensor, lambda temporary: write_tensors(temporary, {"x": x}))
+                print(f"as numbers: {arguments.tensor}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

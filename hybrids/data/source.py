@@ -1,6 +1,7 @@
 """A data set, and batches of it in an order that depends on the seed and the epoch alone."""
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -228,12 +229,12 @@ class Data:
         """Return the data set without its examples."""
         return cls(
             card["name"],
-            tuple(card["shape"]),
-            card["classes"],
+            tuple(map(operator.index, card["shape"])),
+            operator.index(card["classes"]),
             card["grey_levels"],
             class_names=tuple(card.get("class_names", ())),
-            mean=tuple(card.get("mean", ())),
-            scale=tuple(card.get("scale", ())),
+            mean=tuple(map(float, card.get("mean", ()))),
+            scale=tuple(map(float, card.get("scale", ()))),
         )
 
     @classmethod
@@ -341,9 +342,11 @@ class Batches:
         return {"consumed": self.consumed, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a position. Raises ValueError if the order there was of another seed."""
+        """Go on from a position. Raises ValueError if the order there was of another seed, or it is no position."""
         if state["seed"] != self.seed:
             raise ValueError(f"the data order was of seed {state['seed']}; got --seed {self.seed}")
+        if not isinstance(state["consumed"], int) or not 0 <= state["consumed"] < 2**62:
+            raise ValueError(f"the position in the data must be a number of examples; got {state['consumed']!r}")
         self.consumed = state["consumed"]
 
 

@@ -34,8 +34,8 @@ class Chunks:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "card.json"
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
             before = None
         if before == self.settings:
             return []
@@ -53,10 +53,15 @@ class Chunks:
         self._write(self._path(number), lambda temporary: write_tensors(temporary, values))
 
     def read(self, number: int) -> dict[str, Tensor]:
-        """Return a chunk that was written before."""
+        """Return a chunk that was written before. Raises ValueError where it is no such file any more."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self._path(number))
+        path = self._path(number)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: cannot be read ({error}); remove it and evaluate again") from None
 
     def remove(self) -> None:
         """Remove the folder with all chunks."""

@@ -24,6 +24,7 @@ from components.schedules import FlowSchedule
 from hybrids import Player, Terms, experiment
 from hybrids.data.streaming import WorkerDied
 from hybrids.experiment import Stage, load_recipe
+from hybrids.experiment.checkpoints.checkpoint import verify
 
 FOLDERS, STREAMING, BATCHES = "data/test_folders", "data/test_streaming", "data/test_batches"
 HERE, RUN, CHECKPOINT = "experiment/test_faults", "experiment/test_run", "experiment/test_checkpoint"
@@ -161,12 +162,13 @@ def toy(batches=None, loss=None, moves=None, **options):
 
 
 class Fixed:
-    """Batches of one's own: the same one again and again."""
+    """Batches of one's own: the same one again and again, after so many of zeros."""
 
-    def __init__(self, batch):
-        self.batch = batch
+    def __init__(self, batch, zeros=0):
+        self.batch, self.zeros = batch, zeros
 
     def __iter__(self):
+        yield from [torch.zeros(4, 1, 8, 8)] * self.zeros
         while True:
             yield self.batch
 
@@ -189,8 +191,35 @@ class Fixed:
 def test_faults_15_and_16_bad_batches(refused, tmp_path, batch, parts):
     """uint8, a wrong scale, NaN: named with the sample, before the first update."""
     found = refused(toy(Fixed(batch)), "--steps", 3, "--resolution", 8, "--out", tmp_path / "run")
-    assert contains(found, "stage 'painting'", *parts)
+    assert contains(found, "stage 'painting', step 1: ", *parts) and "checkpoints" not in found
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts"),
+    [
+        (torch.full((4, 1, 8, 8), float("nan")), ("finite", "sample 0", "NaN")),
+        (torch.full((4, 1, 8, 8), 255.0), ("[-1, 1]", "sample 0", "255")),
+        (
+            {"x": torch.zeros(4, 1, 8, 8), "cond": torch.tensor([0, 1, 7, 2])},
+            ("labels must be in 0..3", "sample 2", "7"),
+        ),
+    ],
+    ids=["NaN", "scale", "label"],
+)
+def test_faults_15_and_16_bad_batches_in_mid_run(refused, tmp_path, batch, parts):
+    """After the first step: exit code 2, the step, and the checkpoint before it stays whole."""
+
+    def build(settings, data):
+        (stage,) = toy(Fixed(batch, 3))(settings, data)
+        stage.model.num_classes = 4
+        return [stage]
+
+    argv = ["--steps", 9, "--checkpoint-every", 2, "--resolution", 8, "--out", tmp_path / "run"]
+    message = refused(build, *argv)
+    assert contains(message, "stage 'painting', step 4: ", *parts, "checkpoints of the run are from before")
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
+    verify(tmp_path / "run/checkpoints/step-2")
 
 
 # Settings.

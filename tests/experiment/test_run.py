@@ -638,6 +638,25 @@ def test_a_rank_that_is_frozen_or_dead_is_named(kind, tmp_path):
     assert verify(tmp_path / "run/checkpoints/step-2")["world_size"] == 2
 
 
+@pytest.mark.slow
+def test_a_bad_batch_of_one_rank_ends_all_in_messages(tmp_path):
+    """The rank that has it names it and the step; the other, whom it waits for; the checkpoint before is whole."""
+    processes = two_processes(REPOSITORY / "tests" / "ranks" / "lost_worker.py", "NaN", tmp_path / "run")
+    try:
+        waiting, bad = (process.communicate(timeout=120)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [2, 2], waiting + bad
+    assert re.search(r"refused: stage 'toy', step 4: x must be finite; sample 0 .* are from before", bad), bad
+    assert re.search(r"refused: stopped: rank 0 waits after step 3: rank 1 \(after step 3\) gives no", waiting), waiting
+    assert "Traceback" not in waiting + bad
+    from hybrids.experiment.checkpoints.checkpoint import verify
+
+    assert verify(tmp_path / "run/checkpoints/step-2")["world_size"] == 2
+
+
 def test_a_second_signal_ends_the_process_at_once():
     """Fault 33: the first is noted, and what a launcher passes on at the same time; the second is the system's."""
     from hybrids.experiment.run.signals import Signals

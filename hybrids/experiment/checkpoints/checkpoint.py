@@ -213,7 +213,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such checkpoint folder (looked for {folder.resolve()})")
+        raise CheckpointError(f"{folder}: there is no such checkpoint folder (looked for {os.path.realpath(folder)})")
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing, so the checkpoint is incomplete; {_REMEDY}")
     try:
@@ -321,10 +321,23 @@ def _seal(body: dict[str, Any]) -> str:
 
 def _well_formed(body: dict[str, Any]) -> bool:
     kinds = {"step": int, "world_size": int, "card": dict, "tensors": dict, "files": dict}
-    return all(isinstance(body.get(key), kind) for key, kind in kinds.items()) and all(
-        isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
-        for entry in body["files"].values()
+    return (
+        all(isinstance(body.get(key), kind) for key, kind in kinds.items())
+        and body["step"] >= 0 < body["world_size"]
+        and all(
+            isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+            for entry in body["files"].values()
+        )
+        and all(
+            isinstance(tensors, dict) and all(_is_shape_and_dtype(entry) for entry in tensors.values())
+            for tensors in body["tensors"].values()
+        )
     )
+
+
+def _is_shape_and_dtype(entry: Any) -> bool:
+    pair = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and isinstance(entry[1], str)
+    return pair and all(isinstance(n, int) and n >= 0 for n in entry[0])
 
 
 def _content(folder: Path, name: str, manifest: dict[str, Any]) -> Any:

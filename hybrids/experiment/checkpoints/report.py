@@ -25,7 +25,9 @@ def report(run: str | os.PathLike[str]) -> tuple[str, bool]:
     root = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     folders = [folder] if (folder / "manifest.json").exists() else list(steps_in(root).values()) or [folder]
     if not folders[0].is_dir() or not any(folders[0].iterdir()):
-        raise Refusal(f"{run}: no checkpoint there (looked in {root.resolve()}); expected a run folder or a checkpoint")
+        raise Refusal(
+            f"{run}: no checkpoint there (looked in {os.path.realpath(root)}); expected a run folder or a checkpoint"
+        )
     parts = [_describe(one) for one in folders]
     whole = [one for one, (_, good) in zip(folders, parts) if good]
     lines = [line for described, _ in parts for line in described]
@@ -93,6 +95,9 @@ def _unverified(folder: Path) -> list[str]:
 
     lines = []
     for path in sorted(folder.glob("*.safetensors")):
+        # Opening a pipe or a device under this name could wait for ever.
+        if not path.is_file():
+            continue
         try:
             with safe_open(path, framework="pt") as content:
                 count = len(list(content.keys()))

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ...files import no_follow, remove
 from ...refusal import Refusal, is_main
 from .checkpoint import newest, steps_in
 
-__all__ = ["claim", "lock", "refuse_links"]
+__all__ = ["check_writable", "claim", "lock", "refuse_links"]
 
 
 def claim(folder: str | os.PathLike[str], resume: str = "never", overwrite: bool = False) -> Path | None:
@@ -35,11 +35,11 @@ def claim(folder: str | os.PathLike[str], resume: str = "never", overwrite: bool
     if overwrite and resume == "auto":
         raise Refusal("--overwrite with --resume auto: one removes the run that the other goes on from; drop one")
     source = None if resume in ("never", "auto") else _source(Path(resume))
-    _check_writable(folder)
+    check_writable(folder)
     refuse_links(folder)
     if resume == "auto":
         return checkpoints if steps_in(checkpoints) else None
-    inside = source is not None and folder.resolve() in source.resolve().parents
+    inside = source is not None and Path(os.path.realpath(folder)) in Path(os.path.realpath(source)).parents
     if inside and overwrite:
         raise Refusal(f"--overwrite with --resume {resume}: would remove that checkpoint; drop one, or change --out")
     if _holds_run(folder) and not inside and not overwrite:
@@ -116,23 +116,22 @@ def _write_holder(descriptor: int, path: Path) -> None:
 
 
 # Where a run writes, besides temporary names, which are never opened if they exist.
-_WRITTEN = (
-    ".lock",
-    "config.yaml",
-    "players.txt",
-    "metrics.jsonl",
-    "summary.json",
-    "samples",
-    "tensorboard",
-    "checkpoints",
-)
+_FILES = (".lock", "config.yaml", "players.txt", "metrics.jsonl", "summary.json")
+_FOLDERS = ("samples", "tensorboard", "checkpoints")
 
 
-def refuse_links(folder: Path) -> None:
-    """Refuse a run folder in which a name that a run writes under is a symbolic link. Raises Refusal."""
-    for name in _WRITTEN:
-        if (folder / name).is_symlink():
-            raise _linked(folder / name)
+def refuse_links(folder: Path, files: Sequence[str] = _FILES, folders: Sequence[str] = _FOLDERS) -> None:
+    """Refuse a run folder in which a name to be written under is a symbolic link, or of another kind. Raises Refusal.
+
+    Arguments: folder, the run's; files and folders, the names that must be a file or a folder, or not be there.
+    """
+    for name in [*files, *folders]:
+        path = folder / name
+        if path.is_symlink():
+            raise _linked(path)
+        if path.exists() and not (path.is_file() if name in files else path.is_dir()):
+            expected = "a file" if name in files else "a folder"
+            raise Refusal(f"--out {folder}: {name} is there and is not {expected}, as a run needs; remove it")
 
 
 def _linked(path: Path) -> Refusal:
@@ -142,7 +141,8 @@ def _linked(path: Path) -> Refusal:
     )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Make a folder, if need be, and refuse one in which nothing can be written. Raises Refusal, naming the option."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # By trying, as permissions say nothing on a read-only file system, nor to root.
@@ -152,7 +152,8 @@ def _check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise Refusal(
-            f"--out {folder}: cannot be written ({error.strerror}; {folder.resolve()}); give a folder that can"
+            f"{option} {folder}: cannot be written ({error.strerror}; {os.path.realpath(folder)}); give a folder that "
+            "can"
         ) from None
 
 
@@ -167,8 +168,8 @@ def _source(path: Path) -> Path:
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not steps_in(root):
         raise Refusal(
-            f"--resume {path}: no checkpoint there (looked in {path.resolve()}); expected never, auto (the newest in "
-            "--out), a folder checkpoints/step-N, or a run folder that holds one"
+            f"--resume {path}: no checkpoint there (looked in {os.path.realpath(path)}); expected never, auto (the "
+            "newest in --out), a folder checkpoints/step-N, or a run folder that holds one"
         )
     return root
 

@@ -93,7 +93,7 @@ def restore(
     name, module = root
     load_weights(module, part(state.tensors, name, where), where)
     saved, values = part(state.tensors, "optimizers", where), part(state.values, "optimizers", where)
-    load_optimizers(module, players, saved, values)
+    load_optimizers(module, players, saved, values, where)
     if ema is not None and "ema" in state.tensors:
         load_weights(ema.module, state.tensors["ema"], f"{where}, the moving average")
         ema.n_averaged.fill_(part(state.values, "ema", where)["updates"])
@@ -160,12 +160,19 @@ def optimizers(root: nn.Module, players: Iterable[Player]) -> tuple[dict[str, Te
 
 
 def load_optimizers(
-    root: nn.Module, players: Iterable[Player], tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+    root: nn.Module,
+    players: Iterable[Player],
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+    where: str = "the saved state",
 ) -> None:
-    """Put back what `optimizers` returned. Raises Refusal if a saved state belongs to no parameter."""
+    """Put back what `optimizers` returned; where, how messages call it.
+
+    Raises Refusal if a saved state belongs to no parameter, or is not what Adam or AdamW has of one.
+    """
     by_place: dict[str, dict[str, Any]] = {}
-    for where, value in [*tensors.items(), *rest.items()]:
-        place, _, key = where.rpartition("/")
+    for path, value in [*tensors.items(), *rest.items()]:
+        place, _, key = path.rpartition("/")
         # A tensor that was read is a view of its whole file, which an optimizer would keep.
         by_place.setdefault(place, {})[key] = value.clone() if isinstance(value, Tensor) else value
     names = _names(root)
@@ -174,9 +181,21 @@ def load_optimizers(
         index = {f"{player.name}/{names[id(p)]}": i for i, p in enumerate(moved)}
         state = player.optimizer.state_dict()
         state["state"] = {i: by_place.pop(place) for place, i in index.items() if place in by_place}
+        if type(player.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+            amsgrad = player.optimizer.defaults["amsgrad"]
+            for i, values in state["state"].items():
+                _check_adam(values, moved[i], amsgrad, f"{where}, optimizer, {player.name}/{names[id(moved[i])]}")
         player.optimizer.load_state_dict(state)
     if by_place:
-        raise Refusal(f"optimizer state of {sorted(by_place)[0]} (and {len(by_place) - 1} more) fits no player here")
+        raise Refusal(
+            f"{where}: optimizer state of {sorted(by_place)[0]} (and {len(by_place) - 1} more) fits no player here"
+        )
+
+
+def _check_adam(state: Mapping[str, Tensor], p: Tensor, amsgrad: bool, where: str) -> None:
+    """Refuse a parameter's state that Adam would only find unusable in the first step."""
+    moments = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * amsgrad]
+    compare({"step": torch.empty(()), **dict.fromkeys(moments, p)}, state, where)
 
 
 def random_numbers(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

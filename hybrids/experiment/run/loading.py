@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,11 +13,11 @@ from torch import nn
 from ...data import NAMES, Data, load_data
 from ...data.source import say
 from ...own import is_own, load_module
-from ...refusal import Refusal, asked
+from ...refusal import Refusal, asked, malformed
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.state import load_weights, part
 from ..settings import Settings
-from ..settings.fields import settings_of
+from ..settings.fields import settings_of, show
 
 __all__ = ["checkpoint_of", "data_of", "described_data", "load", "load_recipe"]
 
@@ -27,9 +28,9 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
     A run records a name only, and only a plain one is looked up, beside this package: neither a path that is read from
     a run folder nor a file of the current folder is ever executed. Raises Refusal where there is none.
     """
-    if file is None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if file is None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
         raise Refusal(
-            f"a run's recipe must be a plain name to be looked up; got {name!r}; give its file: --recipe FILE"
+            f"a run's recipe must be a plain name to be looked up; got {show(name)}; give its file: --recipe FILE"
         )
     place = Path(__file__).parents[3] / "recipes"
     path = place / f"{name}.py" if file is None else Path(file)
@@ -58,7 +59,7 @@ def _source(run: str | os.PathLike[str]) -> Path:
     if (folder / "manifest.json").is_file():
         return folder
     if not disk.steps_in(folder / "checkpoints"):
-        raise Refusal(f"{folder}: no valid checkpoint there (looked in {(folder / 'checkpoints').resolve()})")
+        raise Refusal(f"{folder}: no valid checkpoint there (looked in {os.path.realpath(folder / 'checkpoints')})")
     return folder / "checkpoints"
 
 
@@ -70,24 +71,24 @@ def data_of(checkpoint: Path, data: str | None = None) -> Data:
     a run names is not executed. Raises Refusal where it is missing, for examples of another shape, and, where the run
     is conditional, for other classes.
     """
-    card = disk.load_manifest(checkpoint)["card"]
-    settings = card["settings"]
-    if data is not None:
-        settings = {**settings, "data": data}
-    elif is_own(str(settings["data"])):
+    known = settings_of(Settings)
+    with malformed(str(checkpoint)):
+        card = disk.load_manifest(checkpoint)["card"]
+        given = card["settings"]
+        name = known["data"].convert(given["data"]) if data is None else data
+        options = {key: known[key].convert(given[key]) for key in _OF_DATA if given.get(key) is not None}
+    if data is None and is_own(name):
         raise Refusal(
-            f"{checkpoint}: its data are made by a Python file, which is only run where you name it: "
-            f"--data {settings['data']}"
+            f"{checkpoint}: its data are made by a Python file, which is only run where you name it: --data {name}"
         )
-    elif settings["data"] not in NAMES:
+    if data is None and name not in NAMES:
         # A run may be a stranger's, and names whatever it likes.
-        say(f"{checkpoint}: reads the data that the run names, --data {settings['data']}")
-    names = ("resolution", "channels", "skip_bad_images", "workers")
-    with asked("data"):
-        loaded = load_data(
-            settings["data"], **{name: settings[name] for name in names if settings.get(name) is not None}
-        )
-        return _as_trained(loaded, card["data"], bool(settings.get("conditional")))
+        say(f"{checkpoint}: reads the data that the run names, --data {name}")
+    with malformed(str(checkpoint)) if data is None else nullcontext(), asked("data"):
+        return _as_trained(load_data(name, **options), card["data"], bool(given.get("conditional")))
+
+
+_OF_DATA = ("resolution", "channels", "skip_bad_images", "workers")
 
 
 def _as_trained(data: Data, card: dict[str, Any], conditional: bool) -> Data:
@@ -111,7 +112,8 @@ def _as_trained(data: Data, card: dict[str, Any], conditional: bool) -> Data:
 
 def described_data(checkpoint: Path) -> Data:
     """Return the data set of a checkpoint's run without its examples: shape, names of classes, scale."""
-    return Data.from_card(disk.load_manifest(checkpoint)["card"]["data"])
+    with malformed(str(checkpoint)):
+        return Data.from_card(disk.load_manifest(checkpoint)["card"]["data"])
 
 
 def load(
@@ -136,20 +138,25 @@ def load(
             f"{source}: was saved by a script, not by a recipe: hybrids.restore puts it back into its players"
         )
     module = load_recipe(str(saved.card["recipe"]), recipe)
-    settings = _settings(module, saved.card["settings"])
-    data = Data.from_card(saved.card["data"])
-    stages = module.build(settings, data)
-    index = part(saved.state.values, "progress", str(source))["stage"]
-    for i in range(index + 1):
-        weights = part(tensors, f"stage-{i}", str(source))
-        load_weights(stages[i].root(), weights, f"{source}, stage {stages[i].name!r}")
-    model = stages[index].model
-    if ema and "ema" in tensors:
-        load_weights(model, tensors["ema"], f"{source}, the moving average")
+    with malformed(str(source)):
+        data = Data.from_card(saved.card["data"])
+        stages = module.build(_settings(module, saved.card["settings"], str(source)), data)
+        index = part(saved.state.values, "progress", str(source))["stage"]
+        if not 0 <= index < len(stages):
+            raise ValueError(f"its stage is number {index}, of {len(stages)}")
+        for i in range(index + 1):
+            weights = part(tensors, f"stage-{i}", str(source))
+            load_weights(stages[i].root(), weights, f"{source}, stage {stages[i].name!r}")
+        model = stages[index].model
+        if ema and "ema" in tensors:
+            load_weights(model, tensors["ema"], f"{source}, the moving average")
     model.to_data = data.to_data
     return model.to(device).eval().requires_grad_(False)
 
 
-def _settings(module: ModuleType, values: dict[str, Any]) -> Settings:
-    known = settings_of(module.Settings)
-    return module.Settings(**{name: known[name].convert(value) for name, value in values.items() if name in known})
+def _settings(module: ModuleType, values: dict[str, Any], where: str) -> Settings:
+    known, converted = settings_of(module.Settings), {}
+    for name in known.keys() & values.keys():
+        with asked(f"{where}, setting {name}"):
+            converted[name] = known[name].convert(values[name])
+    return module.Settings(**converted)

@@ -20,7 +20,7 @@ from ...finite import LAG
 from ...game import NotFinite, assert_equal_on_ranks, train
 from ...launch import launched
 from ...processes import agree, decide_on_main
-from ...refusal import CANNOT_WRITE, NOT_FINITE, STOPPED, Refusal, asked, first_asked, is_main, refusing
+from ...refusal import CANNOT_WRITE, NOT_FINITE, STOPPED, Refusal, asked, each_asked, is_main, malformed, refusing
 from ...stage import Stage, check_finite, check_moved, checked
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.run_folder import claim, lock
@@ -60,7 +60,12 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
     settings = launched(settings)
     accelerator = _accelerator(settings)
     try:
-        run = _Run(settings, build, recipe, accelerator)
+        try:
+            run = _Run(settings, build, recipe, accelerator)
+        except (MemoryError, RuntimeError) as error:
+            if (why := _out_of_memory(error, settings)) is None:
+                raise
+            raise Refusal(f"recipe {recipe} with --data {settings.data}: {why}", here=True) from error
         try:
             code = run.run()
         except (MemoryError, RuntimeError) as error:
@@ -168,10 +173,11 @@ class _Run:
         """Read a checkpoint of this run, on all ranks alike, and print what has changed since."""
         saved = disk.read_newest(source, self.accelerator)
         assert saved is not None
-        progress = part(saved.state.values, "progress", str(source))
-        _check_same_stages(saved, progress, self.recipe, self.stages, self.ends)
-        changed = _changed_settings(saved, self._card()["settings"], self.settings.structural)
-        changed += _changed_data(saved, self.data.card(), any(stage.conditional for stage in self.stages))
+        with malformed(f"--resume {saved.folder}"):
+            progress = part(saved.state.values, "progress", str(source))
+            _check_same_stages(saved, progress, self.recipe, self.stages, self.ends)
+            changed = _changed_settings(saved, self._card()["settings"], self.settings.structural)
+            changed += _changed_data(saved, self.data.card(), any(stage.conditional for stage in self.stages))
         if changed and self.accelerator.is_main_process:
             print(f"settings changed since {saved.folder}: {', '.join(changed)}", flush=True)
         if saved.world_size != self.accelerator.num_processes:
@@ -214,9 +220,9 @@ class _Run:
         # At the end of a stage the next one has saved nothing of its own yet.
         if saved is not None and saved.step > first:
             start = saved.step
-            with asked("--resume"):
+            with malformed(f"--resume {saved.folder}"), asked(f"--resume {saved.folder}"):
                 restore(saved.state, (f"stage-{index}", stage.root()), stage.players, batches, ema, str(saved.folder))
-            gathered.restore(saved.state.rank_tensors or {}, self.accelerator.device)
+                gathered.restore(saved.state.rank_tensors or {}, self.accelerator.device)
         del saved
         self.record.players(index, batches)
         shown = stage.model if ema is None else ema.module
@@ -229,7 +235,7 @@ class _Run:
                 start - first,
                 settings.skip_nonfinite - self.skipped,
             )
-        steps = first_asked(f"stage {stage.name!r}", turns)
+        steps = each_asked(f"stage {stage.name!r}", turns, start)
         with self.record.bar(stage.name, start - first, end - first) as bar, closing(steps):
             for n, logs in steps:
                 step = first + n
@@ -294,10 +300,11 @@ class _Run:
 
     def _go_on(self, saved: disk.Checkpoint) -> None:
         """Set the clock and the random numbers to what they were."""
-        progress = saved.state.values["progress"]
-        self.record.before, self.skipped = progress["seconds"], progress.get("skipped", 0)
-        if saved.world_size == self.accelerator.num_processes:
-            restore_random_numbers(self.accelerator.device, saved.state.rank_tensors, saved.state.rank_values)
+        with malformed(f"--resume {saved.folder}"):
+            progress = saved.state.values["progress"]
+            self.record.before, self.skipped = float(progress["seconds"]), int(progress.get("skipped", 0))
+            if saved.world_size == self.accelerator.num_processes:
+                restore_random_numbers(self.accelerator.device, saved.state.rank_tensors, saved.state.rank_values)
 
 
 def _together(accelerator: Any, what: str, action: Callable[[], T]) -> T:
@@ -330,6 +337,8 @@ def _check_same_stages(
     if saved.card.get("recipe") != recipe:
         raise Refusal(f"--resume {source}: is of recipe {saved.card.get('recipe')!r}, this is {recipe!r}")
     stage, before = progress["stage"], progress.get("ends", ends)
+    if not 0 <= stage < len(stages):
+        raise ValueError(f"its stage is number {stage}, of {len(stages)}")
     # A step's number is of a stage only as long as the stages before it keep their lengths.
     if before[:stage] != ends[:stage] or (saved.step > ends[stage] and stage + 1 < len(ends)):
         raise Refusal(

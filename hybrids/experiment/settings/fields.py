@@ -120,7 +120,8 @@ def _number(kind: type, value: Any) -> Any:
         number = kind(value)
     except OverflowError:
         raise ValueError from None
-    if kind is float and not math.isfinite(number):
+    # No size, count or seed of torch has more bits.
+    if not (-(2**63) <= number < 2**63 if kind is int else math.isfinite(number)):
         raise ValueError
     return number
 

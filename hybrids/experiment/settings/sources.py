@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,7 +86,7 @@ def read_file(path: Path, recipe: str, known: Mapping[str, Setting]) -> tuple[li
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return [], [f"--config {path}: no such file (looked for {path.resolve()})"]
+        return [], [f"--config {path}: no such file (looked for {os.path.realpath(path)})"]
     except OSError as error:
         return [], [f"--config {path}: cannot be read ({error.strerror}); expected a YAML file"]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
