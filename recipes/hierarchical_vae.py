@@ -54,7 +54,6 @@ def head(likelihood: str, data: Data) -> nn.Module:
 
 @dataclass
 class Settings(experiment.Settings):
-    digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
     structural: ClassVar[tuple[str, ...]] = ("likelihood",)
 
     steps: int = 1000

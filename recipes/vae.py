@@ -59,7 +59,6 @@ def head(likelihood: str, data: Data) -> nn.Module:
 
 @dataclass
 class Settings(experiment.Conditional):
-    digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
     structural: ClassVar[tuple[str, ...]] = ("likelihood",)
 
     steps: int = 1000  # on digits it overfits from there on: 3.6 bits/dim after 256 epochs

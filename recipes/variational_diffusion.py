@@ -84,7 +84,6 @@ def few_levels(data: Data) -> bool:
 
 @dataclass
 class Settings(experiment.Settings):
-    digits_resolution: ClassVar[int] = 8  # where digits have grey levels of their own, so bits/dim mean something
     structural: ClassVar[tuple[str, ...]] = ("prediction", "schedule")
 
     steps: int = 1000

@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
         default="digits",
         help="data set as of a recipe: a name, hub:OWNER/NAME, a folder, FILE.py:NAME (digits)",
     )
-    add("--resolution", type=int, help="resolution of images (digits: 8)")
+    add("--resolution", type=int, help="resolution of images (the data's own)")
     add("--images", type=float, help="budget of each run: training examples; two stages have half of any budget each")
     add("--flops", type=float, help="budget of each run: floating-point operations of training")
     add("--seconds", type=float, help="budget of each run: seconds of training; a pilot measures a step")

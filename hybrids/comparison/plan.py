@@ -326,9 +326,9 @@ def lengths(value: float, costs: Sequence[float], split: bool) -> list[int]:
 
 
 def data_of_options(options: Options) -> Data:
-    """Return the data set of options; digits have 8 × 8 pixels by default, their original resolution."""
+    """Return the data set of options."""
     with asked("--data"):
-        return load_data(options.data, options.resolution or (8 if options.data == "digits" else None))
+        return load_data(options.data, options.resolution)
 
 
 def check(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Data sets by name, folders of images, files of arrays and the hub's, kept in memory where they fit."""
+"""Data sets by name, published files, folders of images, files of arrays and the hub's, in memory where they fit."""
 
 import difflib
 import os
@@ -16,6 +16,7 @@ from .folders import folder
 from .hub import hub
 from .images import EXTENSIONS
 from .points import Checkerboard, Density, Mixture, gaussians_8, gaussians_25, swiss_roll, two_moons
+from .published import PUBLISHED, fashion_10k, is_published, published, published_folder
 from .shapes import shapes
 from .source import Batches, Data
 
@@ -29,11 +30,13 @@ __all__ = [
     "Mixture",
     "arrays",
     "digits",
+    "fashion_10k",
     "folder",
     "gaussians_8",
     "gaussians_25",
     "hub",
     "load_data",
+    "published",
     "shapes",
     "stacked_digits",
     "swiss_roll",
@@ -47,7 +50,7 @@ POINTS: dict[str, Callable[[], Density]] = {
     "checkerboard": Checkerboard,
     "two-moons": two_moons,
 }
-NAMES = ("digits", "stacked-digits", *POINTS, "shapes")
+NAMES = ("digits", "stacked-digits", *POINTS, "shapes", "fashion-10k", *PUBLISHED)
 
 
 def load_data(
@@ -60,12 +63,13 @@ def load_data(
     skip_bad_images: int = 0,
     workers: int = 2,
 ) -> Data:
-    """Return the data set of a name in NAMES, of `hub:OWNER/NAME`, or of a folder of images or a file of `arrays`.
+    """Return the data set of a name in NAMES, `hub:OWNER/NAME`, a folder of images or a file of `arrays`.
 
+    A folder may also hold the files of MNIST, Fashion-MNIST or CIFAR-10 as they are published (see `published`).
     FILE.py:NAME is a data set of one's own: a function of no arguments that returns `Data`; the file is run.
 
-    Arguments: resolution and channels, of images; None for the set's own (digits: 16 × 16 and 1); horizontal_flip and
-    crop_padding, as in `Augment`; skip_bad_images and workers, for folders and the hub, as in `image_data`.
+    Arguments: resolution and channels, of images; None for the set's own (digits: 8 × 8 and 1); horizontal_flip and
+    crop_padding, as in `Augment`; skip_bad_images and workers, for folders of images and the hub, as in `image_data`.
     Raises ValueError for an unknown name, with the nearest, and for a resolution or channels the set cannot have.
     """
     data = _load(name, resolution, channels, skip_bad_images, workers)
@@ -81,7 +85,7 @@ def load_data(
 
 def _load(name: str, resolution: int | None, channels: int | None, skip_bad_images: int, workers: int) -> Data:
     if name == "digits":
-        return digits(resolution or 16, channels or 1)
+        return digits(resolution or 8, channels or 1)
     if name == "stacked-digits":
         if resolution not in (None, 8) or channels not in (None, 3):
             raise ValueError(f"--data stacked-digits is 3 × 8 × 8; got --resolution {resolution} --channels {channels}")
@@ -90,6 +94,10 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         if channels not in (None, 3):
             raise ValueError(f"--data shapes is in colour, of 3 channels; got --channels {channels}")
         return shapes(resolution or 32)
+    if name == "fashion-10k":
+        return fashion_10k(resolution, channels)
+    if name in PUBLISHED:
+        return published(name, resolution, channels, skip_bad_images, workers)
     if name in POINTS:
         if resolution is not None or channels is not None:
             raise ValueError(f"--data {name} holds points, not images: drop --resolution and --channels")
@@ -108,11 +116,13 @@ def _load(name: str, resolution: int | None, channels: int | None, skip_bad_imag
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
             f"--data {name!r} is not known{hint} Expected one of {', '.join(NAMES)}; hub:OWNER/NAME; FILE.py:FUNCTION; "
-            f"a folder of images ({', '.join(EXTENSIONS)}) or a file of arrays ({', '.join(SUFFIXES)}), but "
+            f"a folder of images ({', '.join(EXTENSIONS)}), a file of arrays ({', '.join(SUFFIXES)}), but "
             f"{path.resolve()} is not there"
         )
     if path.suffix in SUFFIXES and not path.is_dir():
         return arrays(path, resolution, channels)
+    if is_published(path):
+        return published_folder(path, resolution, channels)
     return folder(path, resolution, channels, skip_bad_images, workers)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch import check_batch
 from .source import Data, say, trained_on
 
-__all__ = ["SUFFIXES", "arrays"]
+__all__ = ["SUFFIXES", "arrays", "fitted"]
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _EXPECTED = "expected x, images (N, C, H, W) or vectors (N, D), and labels (N,) or nothing else"
@@ -45,7 +45,7 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
             x = x.double()
         _check(x, labels)
         if x.ndim == 4:
-            x = _fitted(x, resolution or 0, channels or x.shape[1])
+            x = fitted(x, resolution or 0, channels or x.shape[1])
         elif resolution or channels:
             raise ValueError(f"holds vectors of shape {tuple(x.shape)}: drop --resolution and --channels")
     except ValueError as error:
@@ -147,7 +147,7 @@ def _check(x: Tensor, labels: Tensor | None) -> None:
         )
 
 
-def _fitted(x: Tensor, resolution: int, channels: int) -> Tensor:
+def fitted(x: Tensor, resolution: int, channels: int) -> Tensor:
     """Return images (N, C, H, W) in the channels, and of the resolution unless it is 0; of the dtype that they have."""
     own, (height, width) = x.shape[1], x.shape[2:]
     if channels != own and {channels, own} != {1, 3}:

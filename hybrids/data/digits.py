@@ -42,8 +42,8 @@ def _resized(x: Tensor, resolution: int) -> Tensor:
     return (image * 255).round().to(torch.uint8)
 
 
-def digits(resolution: int = 16, channels: int = 1) -> Data:
-    """1500 training and 297 held-out digits. At 8 × 8 they have their own 17 levels, enlarged 256."""
+def digits(resolution: int = NATIVE, channels: int = 1) -> Data:
+    """1500 training and 297 held-out digits. At 8 × 8 they have their own 17 grey levels; enlarged, 256."""
     x, x_held, y, y_held = _split()
     if resolution != NATIVE:
         x, x_held = _resized(x, resolution), _resized(x_held, resolution)

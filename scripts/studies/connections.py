@@ -159,7 +159,7 @@ def main() -> None:
                     words = f"{study.words} --data {study.data} --seed {seed} --checkpoint-every 1000"
                     train_once(study.recipe, words.split(), folder(arguments.out, name, seed))
         for data in arguments.data:
-            rows, samples = collect(arguments.out, load_data(data, 8 if data == "digits" else None))
+            rows, samples = collect(arguments.out, load_data(data))
             groups.append(rows)
             panels += [samples] if samples else []
     tables = "\n".join(map(table, groups))

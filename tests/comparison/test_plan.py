@@ -53,10 +53,11 @@ def test_a_width_that_is_set_stays(tmp_path):
 
 
 def test_all_recipes_get_digits_of_one_size(tmp_path):
-    """By themselves vae takes 8 × 8, gan and ddpm 16 × 16."""
+    """8 × 8, their own, as every recipe takes them by itself."""
     plan = planned(options(tmp_path, data="digits"))
     for entry in plan["recipes"].values():
         assert entry["words"][:4] == ["--data", "digits", "--resolution", "8"]
+    assert data_of_options(options(tmp_path, data="digits")).grey_levels == 17
 
 
 def test_a_recipe_that_the_data_refuses_is_refused_alone(tmp_path):

@@ -141,6 +141,14 @@ def test_runs_from_before_vectors_were_standardized_saw_their_own_values(tmp_pat
     assert _changed_data(saved, unit, False) == []
 
 
+def test_fashion_10k_trains_by_its_name_and_is_drawn_by_its_classes(tmp_path, monkeypatch, capsys):
+    out = train("vae", tmp_path / "run", "--data", "fashion-10k", "--conditional", "--flat")
+    assert "vae on fashion-10k (1, 28, 28) (9000 examples)" in capsys.readouterr().out
+    assert described_data(checkpoint_of(out)).class_names[9] == "Ankle boot"
+    assert data_of(checkpoint_of(out)).shape == (1, 28, 28) and "reads the data" not in capsys.readouterr().out
+    assert sample(monkeypatch, out, "--label", "T-shirt/top").shape == (8, 1, 28, 28)
+
+
 def test_an_oblong_array_is_found_again(tmp_path):
     numpy.save(tmp_path / "x.npy", numpy.random.default_rng(0).integers(0, 256, (40, 1, 8, 12), "uint8"))
     out = train("gan", tmp_path / "run", "--data", tmp_path / "x.npy", "--resolution", "none", "--flat")

@@ -60,8 +60,10 @@ def test_larger_digits_are_the_same_digits(eight):
     assert (nearest == torch.arange(1500)).double().mean() > 0.98 and torch.equal(large.labels, eight.labels)
 
 
-def test_the_defaults_are_16_and_grey():
-    assert load_data("digits").shape == (1, 16, 16)
+def test_the_default_is_their_own_size_and_levels(eight):
+    data = load_data("digits")
+    assert data.shape == (1, 8, 8) and data.grey_levels == 17 and torch.equal(data.x, eight.x)
+    assert torch.equal(digits().x, eight.x)
 
 
 def test_channels_repeat():

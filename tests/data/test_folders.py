@@ -192,7 +192,16 @@ def test_fault_1_a_missing_folder_is_refused_by_its_resolved_path(tmp_path, monk
 def test_unknown_names_list_the_known_and_the_folder_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refused("two-moon", "--data 'two-moon' is not known; did you mean two-moons?", "hub:OWNER/NAME")
-    for name in ("digits", "stacked-digits", "25-gaussians", "swiss-roll", "checkerboard", "shapes"):
+    for name in (
+        "digits",
+        "stacked-digits",
+        "25-gaussians",
+        "swiss-roll",
+        "checkerboard",
+        "shapes",
+        "fashion-10k",
+        "cifar10",
+    ):
         assert name in message
     assert f"{tmp_path.resolve()}/two-moon is not there" in message
 

@@ -80,7 +80,7 @@ def test_the_data_set_holds_its_density_and_is_always_the_same():
     ({"name": "~nobody-of-that-name/x"}, "--data ~nobody-of-that-name/x is no path that can be read: "),
     ({"name": "/" + "x" * 5000}, r"--data /x{79}… is no path that can be read: .*too long"),
     ({"name": "25-gaussian"}, "--data '25-gaussian' is not known; did you mean 25-gaussians?"),
-    ({"name": "mnist"}, "--data 'mnist' is not known.* Expected one of digits, stacked-digits, 25-gaussians"),
+    ({"name": "imagenet"}, "--data 'imagenet' is not known.* Expected one of digits, stacked-digits, 25-gaussians"),
     ({"name": "25-gaussians", "resolution": 8}, "25-gaussians holds points, not images: drop --resolution"),
     ({"name": "stacked-digits", "resolution": 16}, "stacked-digits is 3 × 8 × 8; got --resolution 16"),
     ({"name": "stacked-digits", "channels": 1}, "stacked-digits is 3 × 8 × 8; got --resolution None --channels 1"),

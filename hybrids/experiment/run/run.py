@@ -103,10 +103,7 @@ class _Run:
 
     def __init__(self, settings: Settings, build: Build, recipe: str, accelerator: Any) -> None:
         self.settings, self.recipe, self.accelerator = settings, recipe, accelerator
-        resolution = settings.resolution
-        if resolution is None and settings.data == "digits":
-            resolution = settings.digits_resolution
-        self.data = _together(accelerator, "data", lambda: _load(settings, resolution, accelerator))
+        self.data = _together(accelerator, "data", lambda: _load(settings, accelerator))
         if settings.dry_run:
             self.data = few(self.data, max(64, settings.batch_size * accelerator.num_processes))
         # What config.yaml records is resolved.
@@ -323,8 +320,8 @@ def _together(accelerator: Any, what: str, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def _load(settings: Settings, resolution: int | None, accelerator: Any) -> Data:
-    data = load_data(settings.data, resolution, settings.channels, **_options(settings))
+def _load(settings: Settings, accelerator: Any) -> Data:
+    data = load_data(settings.data, settings.resolution, settings.channels, **_options(settings))
     data.batches(settings.batch_size, 0, accelerator.process_index, accelerator.num_processes)
     return data
 

@@ -44,7 +44,6 @@ class Settings:
     A recipe's subclass adds fields by `setting(default, help, ...)` and changes a default by `steps: int = 2000`.
     """
 
-    digits_resolution: ClassVar[int] = 16
     structural: ClassVar[tuple[str, ...]] = ()
     """Settings that decide what the weights mean though not their shapes: a resume may not change them."""
 
