@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -23,6 +22,8 @@ from .layers import (
     check_event,
     check_image_shape,
     group_norm,
+    halved,
+    halvings,
     pyramid,
     zeroed,
 )
@@ -36,6 +37,8 @@ LIMITS = (-10.0, 5.0)
 class BottomUp(nn.Module):
     """Residual blocks with average pooling: (B, C, H, W) to the features of every resolution, coarsest first.
 
+    Pooling rounds sides up, as `halved` does.
+
     Arguments:
         shape: (C, H, W) of x.
         width: channels, times `multipliers` at each resolution.
@@ -43,7 +46,7 @@ class BottomUp(nn.Module):
         blocks: residual blocks at each resolution.
         num_classes: for labels, which adapt every block; the null class is `num_classes`.
     Raises:
-        ValueError: `shape` is not (C, H, W), or a side of it does not halve that often.
+        ValueError: `shape` is not (C, H, W), or a side is below the down-sampling factor.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class BottomUp(nn.Module):
         super().__init__()
         check_image_shape(shape, "DenseBottomUp")
         self.shape = tuple(shape)
-        pyramid(shape, multipliers)  # refuses sides that do not divide
+        pyramid(shape, multipliers)  # refuses sides that are too small
         widths = [width * m for m in multipliers]
         self.label = ClassEmbedding(num_classes, 4 * width)
         embedding = None if num_classes is None else 4 * width
@@ -79,7 +82,7 @@ class BottomUp(nn.Module):
         embedding = self.label(cond, x)
         h, features = self.first(x), []
         for i, level in enumerate(self.levels):
-            h = level(F.avg_pool2d(h, 2) if i else h, embedding)
+            h = level(halved(h) if i else h, embedding)
             features.append(h)
         return tuple(reversed(features))
 
@@ -205,24 +208,30 @@ def convolutional_ladder(
 ) -> Ladder:
     """Return levels for images, each of twice the resolution of the one above.
 
-    The top is at 4 × 4, or at a lower resolution for many levels; the lowest state may be coarser than the image: a
-    ResidualDecoder upsamples it. The prior's last convolution starts at zero, so every prior starts close to N(0, I).
+    The top has a smallest side of 4 to 7, or a smaller one for many levels; sides round up as in `pyramid`. The lowest
+    state may be coarser than the image: a ResidualDecoder upsamples it. The prior's last convolution starts at zero, so
+    every prior starts close to N(0, I).
 
     Arguments:
         shape: (C, H, W) of x.
-        levels: the number of levels, at least 1.
+        levels: the number of levels, from 1 to ⌊log2 of the smallest side⌋ + 1.
         latent: channels of each z.
         width: channels at the finest resolution; 2 and then 4 times as many at coarser ones.
         blocks: residual blocks at each resolution.
         num_classes: for labels; the null class is `num_classes`.
     Raises:
-        ValueError: `shape` is not (C, H, W), its sides do not halve that often, or levels is below 1.
+        ValueError: `shape` is not (C, H, W), or levels is below 1 or too many for it.
     """
     check_image_shape(shape, "dense_ladder")
-    if levels < 1:
-        raise ValueError(f"levels must be at least 1; got {levels}")
-    halvings = max(len(pyramid(shape)[0]), levels) - 1
-    multipliers, top = pyramid(shape, [min(2**i, 4) for i in range(halvings + 1)])
+    most = min(shape[1:]).bit_length()
+    if not 1 <= levels <= most:
+        raise ValueError(
+            f"levels must be from 1 to {most} for images of shape {tuple(shape)}, since each halves the sides; got "
+            f"{levels}: use fewer levels or larger images (in a recipe --resolution)"
+        )
+    resolutions = max(halvings(shape) + 1, levels)
+    multipliers, sides = pyramid(shape, [min(2**i, 4) for i in range(resolutions)])
+    sides = sides[::-1]
     widths = [width * m for m in reversed(multipliers)][:levels]
     rungs = []
     for i, (channels, below) in enumerate(zip(widths, [*widths[1:], None])):
@@ -245,16 +254,16 @@ def convolutional_ladder(
                 if below is None
                 else nn.Sequential(
                     ResidualLevel(channels, channels, blocks),
-                    Upsample(channels),
+                    Upsample(channels, sides=sides[i + 1]),
                     ResidualLevel(channels, below, blocks),
                 ),
                 index=i,
-                start=None if i else (channels, *top),
+                start=None if i else (channels, *sides[0]),
                 num_classes=num_classes,
             )
         )
     encoder = BottomUp(shape, width, multipliers, blocks, num_classes)
-    return Ladder(encoder, rungs, (widths[-1], *[side << levels - 1 for side in top]))
+    return Ladder(encoder, rungs, (widths[-1], *sides[levels - 1]))
 
 
 def dense_ladder(

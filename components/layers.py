@@ -28,8 +28,12 @@ __all__ = [
     "check_images",
     "check_patch",
     "convolution",
+    "cropped",
     "group_norm",
+    "halved",
+    "halvings",
     "heads_of",
+    "padded",
     "positions",
     "pyramid",
     "soft_clamp",
@@ -100,9 +104,9 @@ def check_images(x: Tensor, channels: int) -> None:
 
 
 def check_patch(shape: Sequence[int], patch: int) -> None:
-    """Raise ValueError unless `patch`, the side of a patch, divides the sides of `shape`, (C, ...)."""
-    if patch < 1 or any(side % patch for side in shape[1:]):
-        raise ValueError(f"patch must divide the sides of shape {tuple(shape)}; got {patch}")
+    """Raise ValueError unless `patch`, the side of a patch, is from 1 to the smallest side of `shape`, (C, ...)."""
+    if not 1 <= patch <= min(shape[1:]):
+        raise ValueError(f"patch must be at least 1 and at most the sides of shape {tuple(shape)}; got {patch}")
 
 
 def convolution(inputs: int, outputs: int, kernel: int, dims: int = 2) -> nn.Conv1d | nn.Conv2d:
@@ -110,48 +114,89 @@ def convolution(inputs: int, outputs: int, kernel: int, dims: int = 2) -> nn.Con
     return (nn.Conv1d if dims == 1 else nn.Conv2d)(inputs, outputs, kernel, padding=kernel // 2)
 
 
+def halvings(shape: Sequence[int], side: int = 4) -> int:
+    """Return how often the sides of `shape`, (C, ...), halve, rounding up, until the smallest is below 2 `side`.
+
+    The smallest side ends in [side, 2 side), if it does not start below: powers of two end at `side` = 4.
+    """
+    smallest, count = min(shape[1:]), 0
+    while smallest >= 2 * side:
+        smallest, count = -(-smallest // 2), count + 1
+    return count
+
+
 def pyramid(
     shape: tuple[int, ...], multipliers: Sequence[int] | None = None, to: tuple[int, ...] | None = None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return width multipliers, finest resolution first, and the sides of the coarsest resolution.
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return width multipliers and the sides at each resolution, finest resolution first.
 
-    Each resolution has half the sides of the one before.
+    Each resolution has half the sides of the one before, rounded up: `halved` leads down, doubling and `cropped` up.
 
     Arguments:
         shape: (C, H, W) or (C, L).
         multipliers: the widths at each resolution, as multiples. By default 1, 2, 4, 4, ...: as many as lead from
-            `shape` to `to`, or, without `to`, as long as all sides are even and stay at least 4 (powers of two end at
-            4x4).
+            `shape` to `to`, or, without `to`, down to a smallest side of 4 to 7 (powers of two end at 4).
         to: the sides at the end, (H, W) or (L,).
     Raises:
-        ValueError: a side of `shape` does not divide by the down-sampling factor, or does not lead to `to`.
+        ValueError: a side of `shape` is smaller than the down-sampling factor, or does not lead to `to`.
     """
     sides = tuple(shape[1:])
     if to is not None:
-        halvings = max(sides[0] // to[0], 1).bit_length() - 1
-        if tuple(side << halvings for side in to) != sides:
-            raise ValueError(f"latent must have shape's sides halved 0, 1, 2, ... times; got {to} for shape {shape}")
-        if multipliers is not None and len(multipliers) != halvings + 1:
+        counts = range(max(sides).bit_length() + 1)
+        count = next((n for n in counts if _halved_sides(sides, n) == tuple(to)), None)
+        if count is None:
             raise ValueError(
-                f"multipliers must have {halvings + 1} entries to lead from shape {shape} to latent {to}; "
+                f"latent must have shape's sides halved 0, 1, 2, ... times, rounding up; got {to} for shape {shape}"
+            )
+        if multipliers is not None and len(multipliers) != count + 1:
+            raise ValueError(
+                f"multipliers must have {count + 1} entries to lead from shape {shape} to latent {to}; "
                 f"got {tuple(multipliers)}"
             )
     elif multipliers is not None:
         if not multipliers:
             raise ValueError("multipliers must have at least one entry; got none")
-        halvings = len(multipliers) - 1
-        if any(side % 2**halvings for side in sides):
+        count = len(multipliers) - 1
+        if min(sides) < 2**count:
             raise ValueError(
-                f"shape must have sides divisible by the down-sampling factor {2**halvings} "
-                f"of {len(multipliers)} multipliers; got {shape}"
+                f"shape must have sides of at least {2**count}, the down-sampling factor of {len(multipliers)} "
+                f"multipliers; got {shape}: use larger images (in a recipe --resolution) or fewer multipliers"
             )
     else:
-        halvings = 0
-        while not any((side >> halvings) % 2 for side in sides) and min(sides) >> halvings >= 8:
-            halvings += 1
+        count = halvings(shape)
     if multipliers is None:
-        multipliers = [min(2**i, 4) for i in range(halvings + 1)]
-    return tuple(multipliers), tuple(side >> halvings for side in sides)
+        multipliers = [min(2**i, 4) for i in range(count + 1)]
+    return tuple(multipliers), tuple(_halved_sides(sides, n) for n in range(count + 1))
+
+
+def _halved_sides(sides: Sequence[int], count: int) -> tuple[int, ...]:
+    """Return the sides divided by 2^count, rounded up, which is halving and rounding up `count` times."""
+    return tuple(-(-side >> count) for side in sides)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Return x (B, C, ...) average-pooled to half its sides, rounded up: a last odd row or column is pooled alone.
+
+    So nothing is padded: it is as if that row or column were repeated once, for this average only, and convolutions,
+    norms and attention see the image's own values at every resolution. Position j covers 2 j and, where there is one,
+    2 j + 1; doubling and then `cropped`, at the end, leads back to the same positions.
+    """
+    return (F.avg_pool1d if x.ndim == 3 else F.avg_pool2d)(x, 2, ceil_mode=True)
+
+
+def padded(x: Tensor, patch: int) -> Tensor:
+    """Return x (B, C, ...) with zeros at the end of each side that `patch` does not divide, up to a multiple of it.
+
+    Zeros add nothing to a linear embedding, so a patch at the edge is embedded by the positions that it has.
+    """
+    missing = [-side % patch for side in reversed(x.shape[2:])]
+    return F.pad(x, [n for end in missing for n in (0, end)]) if any(missing) else x
+
+
+def cropped(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return the start of x (B, C, ...) along each side, (B, C, *sides): what `halved` and `padded` round up to."""
+    index: list[slice] = [slice(side) for side in sides]
+    return x[:, :, *index]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -308,15 +353,23 @@ class SelfAttention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, H, W) to (B, C, 2 H, 2 W); dims = 1: on (B, C, L)."""
+    """Nearest-neighbour doubling, then a 3x3 convolution: (B, C, H, W) to (B, C, 2 H, 2 W); dims = 1: on (B, C, L).
 
-    def __init__(self, channels: int, dims: int = 2) -> None:
+    Arguments:
+        channels: C.
+        dims: 2 for images, 1 for sequences.
+        sides: of the output, to which the doubled x is cropped at the end; None for twice the sides of x.
+    """
+
+    def __init__(self, channels: int, dims: int = 2, sides: Sequence[int] | None = None) -> None:
         super().__init__()
         self.conv = convolution(channels, channels, 3, dims)
+        self.sides = sides
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with twice the sides."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        """Return x with twice the sides, or with `sides`."""
+        h = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(h if self.sides is None else cropped(h, self.sides))
 
 
 class Attention(nn.Module):

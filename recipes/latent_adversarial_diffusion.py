@@ -19,7 +19,7 @@ from components.backbones import MLP, Stochastic, UNet
 from components.decoders import MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import MLPDiscriminator, NoiseOfPair, ResidualDiscriminator
-from components.encoders import MLPEncoder, ResidualEncoder
+from components.encoders import MLPEncoder, ResidualEncoder, latent_shape
 from components.schedules import CosineSchedule
 from hybrids import AdversarialDiffusion, Autoencoder, Critic, LatentModel, Player, Terms, experiment, warmup_cosine
 from hybrids.batch import Batch
@@ -65,8 +65,7 @@ def autoencoder(s: Settings, data: Data) -> Autoencoder:
     if s.flat or not data.is_image:
         encoder = MLPEncoder(data.shape, s.latent, 10 * s.width)
         return Autoencoder(encoder, MLPDecoder(s.latent, data.shape, head, 10 * s.width), beta=s.beta)
-    side = max(4, data.shape[-1] // 4)
-    encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
+    encoder = ResidualEncoder(data.shape, latent_shape(s.latent, data.shape), s.width)
     return Autoencoder(encoder, ResidualDecoder(encoder.latent, data.shape, head, s.width), beta=s.beta)
 
 

@@ -22,7 +22,7 @@ from components.bottlenecks import FSQ, VQ
 from components.decoders import MLPDecoder, NormalHead, ResidualDecoder
 from components.denoisers import Denoiser
 from components.discriminators import PatchDiscriminator
-from components.encoders import MLPEncoder, ResidualEncoder
+from components.encoders import MLPEncoder, ResidualEncoder, latent_shape
 from components.losses import Perceptual, hinge
 from components.samplers import Sampler
 from components.schedules import CosineSchedule, FlowSchedule
@@ -63,9 +63,8 @@ def autoencoder(s: Settings, data: Data) -> Autoencoder:
         encoder = MLPEncoder(data.shape, s.latent, 20 * s.width)
         decoder = MLPDecoder(s.latent, data.shape, head, 20 * s.width)
     else:
-        side = max(4, data.shape[-1] // 4)
-        encoder = ResidualEncoder(data.shape, (s.latent, side, side), s.width)
-        decoder = ResidualDecoder((s.latent, side, side), data.shape, head, s.width)
+        encoder = ResidualEncoder(data.shape, latent_shape(s.latent, data.shape), s.width)
+        decoder = ResidualDecoder(encoder.latent, data.shape, head, s.width)
     bottleneck = {"kl": lambda: None, "vq": lambda: VQ(s.codes, s.latent), "fsq": lambda: FSQ((5,) * s.latent)}
     return Autoencoder(
         encoder,

@@ -15,6 +15,8 @@ from ..layers import (
     check_event,
     check_image_shape,
     check_patch,
+    cropped,
+    padded,
     positions,
     zeroed,
 )
@@ -26,13 +28,14 @@ class DiT(nn.Module):
     """A diffusion transformer on patches: x_t (B, C, H, W) to (B, out_channels, H, W), at first zero.
 
     Patches are embedded linearly, with fixed sinusoids of their positions added; blocks have adaLN-zero; each token is
-    mapped linearly to its patch of the output. Peebles and Xie 2022, arXiv 2212.09748.
+    mapped linearly to its patch of the output. Peebles and Xie 2022, arXiv 2212.09748. Where patch does not divide a
+    side, zeros follow its end, and the output is cropped there.
 
-    `layers`, its hidden layers, are block_0, block_1, ..., each (B, H W / patch², width), tokens row by row.
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, ⌈H / patch⌉ ⌈W / patch⌉, width), tokens row by row.
 
     Arguments:
         shape: (C, H, W) of x_t.
-        patch: the side of a patch, which divides H and W.
+        patch: the side of a patch, at most H and W.
         width: features of a token, divisible by 4.
         depth: the number of blocks, at least 1.
         heads: attention heads, which divide width.
@@ -60,7 +63,7 @@ class DiT(nn.Module):
         check_patch(shape, patch)
         channels, height, long = shape
         self.shape, self.patch, self.num_classes, self.context = tuple(shape), patch, num_classes, context
-        embedding = positions(width, height // patch, long // patch)
+        embedding = positions(width, -(-height // patch), -(-long // patch))
         outputs = (out_channels or channels) * patch**2
         self.transformer = _Transformer(channels * patch**2, outputs, embedding, depth, heads, num_classes, context)
         self.layers = self.transformer.layers
@@ -80,21 +83,22 @@ class DiT(nn.Module):
             ValueError: x_t is not (B, *shape), t or cond does not fit, or a name in `hidden` is unknown.
         """
         check_event("x_t", x_t, self.shape)
-        patches = F.pixel_unshuffle(x_t, self.patch)
+        patches = F.pixel_unshuffle(padded(x_t, self.patch), self.patch)
         tokens = rearrange(patches, "b c h w -> b (h w) c")
         out, features = self.transformer(tokens, t, cond, hidden)
         output = F.pixel_shuffle(rearrange(out, "b (h w) c -> b c h w", h=patches.shape[2]), self.patch)
+        output = cropped(output, self.shape[1:])
         return (output, features) if hidden else output
 
 
 class SequenceTransformer(nn.Module):
     """DiT on sequences: x_t (B, C, L), channels before positions, to (B, out_channels, L), at first zero.
 
-    `layers`, its hidden layers, are block_0, block_1, ..., each (B, L / patch, width).
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, ⌈L / patch⌉, width).
 
     Arguments:
         shape: (C, L) of x_t.
-        patch: the number of positions that make a token, which divides L.
+        patch: the number of positions that make a token, at most L.
         width: features of a token, even.
         depth, heads, num_classes, context, out_channels: as for DiT.
     Raises:
@@ -116,7 +120,7 @@ class SequenceTransformer(nn.Module):
         check_patch(shape, patch)
         channels, length = shape
         self.shape, self.patch, self.num_classes, self.context = tuple(shape), patch, num_classes, context
-        embedding = positions(width, length // patch)
+        embedding = positions(width, -(-length // patch))
         outputs = (out_channels or channels) * patch
         self.transformer = _Transformer(channels * patch, outputs, embedding, depth, heads, num_classes, context)
         self.layers = self.transformer.layers
@@ -126,9 +130,9 @@ class SequenceTransformer(nn.Module):
     ) -> Tensor | tuple[Tensor, Features]:
         """Return the output (B, out_channels, L) of x_t (B, C, L); the others as for DiT."""
         check_event("x_t", x_t, self.shape)
-        tokens = rearrange(x_t, "b c (n p) -> b n (c p)", p=self.patch)
+        tokens = rearrange(padded(x_t, self.patch), "b c (n p) -> b n (c p)", p=self.patch)
         out, features = self.transformer(tokens, t, cond, hidden)
-        output = rearrange(out, "b n (c p) -> b c (n p)", p=self.patch)
+        output = cropped(rearrange(out, "b n (c p) -> b c (n p)", p=self.patch), self.shape[1:])
         return (output, features) if hidden else output
 
 

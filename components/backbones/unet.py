@@ -19,6 +19,8 @@ from ..layers import (
     check_event,
     convolution,
     group_norm,
+    halved,
+    halvings,
     heads_of,
     pyramid,
     zeroed,
@@ -37,7 +39,8 @@ class UNet(nn.Module):
     ... of those on the way up; each feature is (B, channels, ...) with the sides of its resolution.
 
     Arguments:
-        shape: (C, H, W) or (C, L) of x_t; sides divide by 2^(len(multipliers) - 1).
+        shape: (C, H, W) or (C, L) of x_t, with sides of at least 2^(len(multipliers) - 1). Resolution i has the sides
+            divided by 2^i, rounded up.
         width: channels, times `multipliers` at each resolution.
         multipliers: one for each resolution, finest first.
         blocks: residual blocks at each resolution, both ways.
@@ -52,7 +55,7 @@ class UNet(nn.Module):
         self_condition: take an earlier estimate of x as well, zeros by default (Chen et al. 2022, arXiv 2208.04202,
             section 3.2).
     Raises:
-        ValueError: `shape` has other dimensions or does not divide; attention names another height; context comes with
+        ValueError: `shape` has other dimensions or a smaller side; attention names another height; context comes with
             num_classes or without attention.
     """
 
@@ -74,9 +77,10 @@ class UNet(nn.Module):
         self.shape, self.num_classes, self.self_condition = tuple(shape), num_classes, self_condition
         if len(shape) not in (2, 3):
             raise ValueError(f"shape must be (C, H, W) or (C, L); got {self.shape}")
-        heights = [shape[1] >> i for i in range(len(multipliers))]
+        multipliers, sides = pyramid(shape, multipliers)
+        heights = [height for height, *_ in sides]
         attention = heights[-1:] if attention is None else attention
-        _check(shape, multipliers, heights, attention, num_classes, context)
+        _check(shape, heights, attention, num_classes, context)
         dims, embedding = len(shape) - 1, 4 * width
         self.embedding = TimeAndLabel(embedding, width, num_classes)
         self.context = None if context is None else Context(context)
@@ -98,8 +102,8 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList(
             block(channels, channels, attend and heights[-1] in attention) for attend in (True, False)
         )
-        for i, (height, multiplier) in enumerate(zip(reversed(heights), reversed(multipliers))):
-            self.ups.append(Upsample(channels, dims) if i else nn.Identity())
+        for i, (at, height, multiplier) in enumerate(zip(sides[::-1], heights[::-1], multipliers[::-1])):
+            self.ups.append(Upsample(channels, dims, at) if i else nn.Identity())
             for _ in range(blocks):
                 self.up.append(block(channels + skips.pop(), width * multiplier, height in attention))
                 channels = width * multiplier
@@ -107,7 +111,6 @@ class UNet(nn.Module):
         self.layers = (*(f"down_{i}" for i in indices), "middle", *(f"up_{i}" for i in indices))
         self.norm = group_norm(channels)
         self.last = zeroed(convolution(channels, out_channels or shape[0], 3, dims))
-        self.halve = F.avg_pool1d if dims == 1 else F.avg_pool2d
 
     def forward(
         self,
@@ -141,7 +144,7 @@ class UNet(nn.Module):
         h = self.first(self._input(x_t, estimate))
         skips = []
         for i, block in enumerate(self.down):
-            h = block(self.halve(h, 2) if i and i % self.blocks == 0 else h, embedding, context, mask)
+            h = block(halved(h) if i and i % self.blocks == 0 else h, embedding, context, mask)
             skips.append(features.record(f"down_{i}", h))
         for block in self.middle:
             h = block(h, embedding, context, mask)
@@ -167,14 +170,12 @@ class UNet(nn.Module):
 
 def _check(
     shape: tuple[int, ...],
-    multipliers: Sequence[int],
     heights: Sequence[int],
     attention: Sequence[int],
     num_classes: int | None,
     context: int | None,
 ) -> None:
     """Raise ValueError for arguments of a UNet that do not fit together; `heights` are those of its resolutions."""
-    pyramid(shape, multipliers)  # refuses sides that do not divide
     if not set(attention) <= set(heights):
         sides = "heights" if len(shape) == 3 else "lengths"
         raise ValueError(f"attention must name {sides} out of {list(heights)}; got {tuple(attention)}")
@@ -215,9 +216,10 @@ class _Block(nn.Module):
 
 
 def multipliers_to(side: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return multipliers 1, 2, 2, ... of a U-Net whose lowest resolution is `side` (between it and its double).
+    """Return multipliers 1, 2, 2, ... of a U-Net whose lowest resolution has a smallest side in [side, 2 side).
 
-    Arguments: side, such as 4; shape, (C, H, W) or (C, L) of x_t, of which the last side counts.
+    Arguments:
+        side: such as 4.
+        shape: (C, H, W) or (C, L) of x_t.
     """
-    halvings = max((shape[-1] // side).bit_length() - 1, 0)
-    return (1, *[2] * halvings)
+    return (1, *[2] * halvings(shape, side))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..conditions import ClassEmbedding
 from ..distributions import Distribution
-from ..layers import SLOPE, check_event, check_image_shape, pyramid, zeroed
+from ..layers import SLOPE, check_event, check_image_shape, cropped, pyramid, zeroed
 from ..precision import full_precision, wide
 from .heads import DeltaHead, Head
 
@@ -40,8 +40,8 @@ class ResidualGenerator(nn.Module):
         resampling: "bilinear" or "nearest".
         num_classes: for labels, whose embedding is concatenated to z, cond=None being the null class.
     Raises:
-        ValueError: `shape` is not (C, H, W) or its sides do not divide, groups does not divide the channels, or
-            resampling is another.
+        ValueError: `shape` is not (C, H, W) or a side is below the down-sampling factor, groups does not divide the
+            channels, or resampling is another.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class ResidualGenerator(nn.Module):
         check_image_shape(shape, "MLPDecoder")
         self.head: Head = DeltaHead(bounded=False) if head is None else head
         self.latent, self.shape, self.num_classes, self.resampling = latent, tuple(shape), num_classes, resampling
-        multipliers, (h, w) = pyramid(shape, multipliers)
+        multipliers, sides = pyramid(shape, multipliers)
+        (h, w), self.sides = sides[-1], sides[::-1]
         widths = [width * m for m in reversed(multipliers)]
         _check(widths, groups, resampling)
         self.label = ClassEmbedding(num_classes, latent)
@@ -92,7 +93,7 @@ class ResidualGenerator(nn.Module):
         style = self.first(z if label is None else torch.cat([z, label], dim=1))
         h = self.basis * rearrange(style, "b c -> b c 1 1")
         for i, level in enumerate(self.levels):
-            h = level(_doubled(self.changes[i](h), self.resampling) if i else h)
+            h = level(_doubled(self.changes[i](h), self.resampling, self.sides[i]) if i else h)
         return self.head(self.last(h))
 
 
@@ -150,7 +151,7 @@ class StyleGenerator(nn.Module):
         depth: the number of linear layers of the mapping network, at least 1.
         num_classes: for labels, whose embedding is normalized like z and concatenated, cond=None being the null class.
     Raises:
-        ValueError: `shape` is not (C, H, W) or its sides do not divide, or depth is below 1.
+        ValueError: `shape` is not (C, H, W) or a side is below the down-sampling factor, or depth is below 1.
     """
 
     def __init__(
@@ -169,7 +170,8 @@ class StyleGenerator(nn.Module):
         check_image_shape(shape, "MLPDecoder")
         self.head: Head = DeltaHead(bounded=False) if head is None else head
         self.latent, self.shape, self.num_classes = latent, tuple(shape), num_classes
-        multipliers, (h, w) = pyramid(shape, multipliers)
+        multipliers, sides = pyramid(shape, multipliers)
+        (h, w), self.sides = sides[-1], sides[::-1]
         widths = [width * m for m in reversed(multipliers)]
         self.label = ClassEmbedding(num_classes, latent)
         inputs = [latent if num_classes is None else 2 * latent] + [latent] * (depth - 1)
@@ -214,12 +216,12 @@ class StyleGenerator(nn.Module):
         image: Tensor | None = None
         for i, (to_image, style) in enumerate(zip(self.images, self.image_styles)):
             if i:
-                h = _doubled(h, "bilinear")
+                h = _doubled(h, "bilinear", self.sides[i])
             for j in (2 * i, 2 * i + 1):
                 # sqrt 2 keeps the variance through a LeakyReLU, as the demodulation does through a convolution
                 h = math.sqrt(2) * F.leaky_relu(self.convs[j](h, self.styles[j](w)), SLOPE)
             part = to_image(h, style(w))
-            image = part if image is None else _doubled(image, "bilinear") + part
+            image = part if image is None else _doubled(image, "bilinear", self.sides[i]) + part
         return self.head(image)
 
 
@@ -268,9 +270,10 @@ def _scaled(layer: nn.Conv2d | nn.Linear, gain: float = 1.0, slope: float = SLOP
     return layer
 
 
-def _doubled(x: Tensor, mode: Resampling) -> Tensor:
-    """Return x (B, C, H, W) interpolated to (B, C, 2 H, 2 W)."""
-    return F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=None if mode == "nearest" else False)
+def _doubled(x: Tensor, mode: Resampling, sides: tuple[int, ...]) -> Tensor:
+    """Return x (B, C, H, W) interpolated to (B, C, 2 H, 2 W), then cropped at the end to `sides`."""
+    h = F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=None if mode == "nearest" else False)
+    return cropped(h, sides)
 
 
 def _normalized(z: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ __all__ = ["MLPDecoder", "ResidualDecoder"]
 class ResidualDecoder(nn.Module):
     """Residual blocks with nearest-neighbour doubling between resolutions, then a head: z to p(x|z) over (B, C, H, W).
 
-    The mirror of ResidualEncoder. `last` is the last layer with parameters, where an adaptive weight compares gradients
-    (Esser et al. 2021, arXiv 2012.09841, eq. 7).
+    The mirror of ResidualEncoder: a side that it rounded up is cropped at the end after doubling. `last` is the last
+    layer with parameters, where an adaptive weight compares gradients (Esser et al. 2021, arXiv 2012.09841, eq. 7).
 
     Arguments:
         latent: an int for z (B, latent), or a tuple for z (B, c, h, w).
@@ -53,7 +53,8 @@ class ResidualDecoder(nn.Module):
         super().__init__()
         check_image_shape(shape, "MLPDecoder")
         self.latent, self.shape, self.head, self.num_classes = latent, tuple(shape), head, num_classes
-        multipliers, (h, w) = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
+        multipliers, sides = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
+        h, w = sides[-1]
         self.label = ClassEmbedding(num_classes, 4 * width)
         embedding = None if num_classes is None else 4 * width
         widths = [width * m for m in reversed(multipliers)]
@@ -66,7 +67,7 @@ class ResidualDecoder(nn.Module):
         self.levels = nn.ModuleList(
             ResidualLevel(a, b, blocks, embedding) for a, b in zip([widths[0], *widths], widths)
         )
-        self.ups = nn.ModuleList(Upsample(c) for c in widths[:-1])
+        self.ups = nn.ModuleList(Upsample(c, sides=at) for c, at in zip(widths, sides[-2::-1]))
         self.norm = group_norm(widths[-1])
         self.last = nn.Conv2d(widths[-1], head.factor * shape[0], 3, padding=1)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as spectral
 
 from ..conditions import ClassEmbedding, TimeEmbedding
-from ..layers import SLOPE, Features, HiddenFeatures, check_event, check_image_shape, pyramid
+from ..layers import SLOPE, Features, HiddenFeatures, check_event, check_image_shape, halved, pyramid
 from ..precision import wide
 
 __all__ = ["MLPDiscriminator", "MinibatchStd", "MultiScaleDiscriminator", "PatchDiscriminator", "ResidualDiscriminator"]
@@ -21,13 +21,14 @@ class ResidualDiscriminator(nn.Module):
 
     After Karras et al. 2020 (arXiv 1912.04958, "resnet" discriminator).
 
-    `layers`, its hidden layers, are block_0, block_1, ..., each (B, channels, h, w) at half the sides of the one
-    before, then conv (B, channels, h, w) and dense (B, channels).
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, channels, h, w) at half the sides, rounded up, of
+    the one before, then conv (B, channels, h, w) and dense (B, channels).
 
     Arguments:
         shape: (C, H, W) of x.
         width: channels, times `multipliers` at each resolution.
-        multipliers: one for each resolution, finest first; 1, 2, 4, 4, ... down to 4x4 by default.
+        multipliers: one for each resolution, finest first; 1, 2, 4, 4, ... down to a smallest side of 4 to 7 by
+            default.
         spectral_norm: on every layer that x passes.
         timed: x is x_t, and t, which adds to every block, must be given.
         given_channels: of a second image, such as the x_t of a pair, that must be given and is concatenated.
@@ -35,7 +36,7 @@ class ResidualDiscriminator(nn.Module):
         minibatch_std: append MinibatchStd before the last convolution; a logit then depends on its group of at most
             four examples.
     Raises:
-        ValueError: `shape` is not (C, H, W), or its sides do not divide.
+        ValueError: `shape` is not (C, H, W), or a side is below the down-sampling factor.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ResidualDiscriminator(nn.Module):
         super().__init__()
         check_image_shape(shape, "MLPDiscriminator")
         self.shape, self.given_channels, self.num_classes = tuple(shape), given_channels, num_classes
-        multipliers, (h, w) = pyramid(shape, multipliers)
+        multipliers, (*_, (h, w)) = pyramid(shape, multipliers)
         widths = [width * m for m in multipliers]
         self.time = TimeEmbedding(4 * width) if timed else None
         self.first = _initialized(nn.Conv2d(shape[0] + given_channels, widths[0], 3, padding=1), spectral_norm)
@@ -176,7 +177,9 @@ class MLPDiscriminator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided convolutions with a logit for each overlapping patch: (B, C, H, W) to (B, 1, H / 2^depth, W / 2^depth).
+    """Strided convolutions with a logit for each overlapping patch: (B, C, H, W) to (B, 1, h, w).
+
+    h = ⌊H / 2^depth⌋ and w = ⌊W / 2^depth⌋: a strided convolution reads an odd side to its last row or column.
 
     After Isola et al. 2016 (arXiv 1611.07004), with two differences: no BatchNorm, so that a logit depends on its patch
     only; and 3x3 convolutions where the paper's 4x4 ones reduce the map, so that 8x8 images work. A logit depends on a
@@ -213,10 +216,10 @@ class PatchDiscriminator(nn.Module):
         given: Tensor | None = None,
         hidden: Sequence[str] = (),
     ) -> Tensor | tuple[Tensor, Features]:
-        """Return logits (B, 1, H / 2^depth, W / 2^depth), float32 or wider; with `hidden`, (logits, features by name).
+        """Return logits (B, 1, h, w), float32 or wider; with `hidden`, (logits, features by name).
 
         Arguments:
-            x: (B, C, H, W) with sides divisible by 2^depth.
+            x: (B, C, H, W) with sides of at least 2^depth.
             t, cond, given: None.
             hidden: names out of `layers`.
         Raises:
@@ -234,9 +237,10 @@ class PatchDiscriminator(nn.Module):
 class MultiScaleDiscriminator(nn.Module):
     """PatchDiscriminators on x, on x halved, on x halved twice, ...: (B, C, H, W) to logits (B, scales h w).
 
-    h = H / 2^depth and w = W / 2^depth are the sides of the finest map. Coarser maps are repeated to its size, so that
-    all scales have equal weight in the mean over logits, as in the sum of losses of Wang et al. 2017 (arXiv 1711.11585,
-    section 3.2); halving is average pooling. A gradient penalty sums logits, and so counts a coarse logit 4^i times.
+    h = ⌊H / 2^depth⌋ and w = ⌊W / 2^depth⌋ are the sides of the finest map. Coarser maps are resized to it by nearest
+    neighbours, so that all scales have equal weight in the mean over logits, as in the sum of losses of Wang et al.
+    2017 (arXiv 1711.11585, section 3.2); halving is average pooling, rounding sides up. A gradient penalty sums logits,
+    and so counts a coarse logit 4^i times.
 
     `layers`, its hidden layers, are those of each PatchDiscriminator: scale_0.conv_0, ..., scale_1.conv_0, ...
 
@@ -254,7 +258,7 @@ class MultiScaleDiscriminator(nn.Module):
         super().__init__()
         if scales < 1:
             raise ValueError(f"scales must be at least 1; got {scales}")
-        self.channels, self.factor = channels, 2 ** (depth + scales - 1)
+        self.channels, self.depth, self.factor = channels, depth, 2 ** (depth + scales - 1)
         patches = [PatchDiscriminator(channels, width, depth, spectral_norm) for _ in range(scales)]
         self.layers = tuple(f"scale_{i}.{name}" for i, patch in enumerate(patches) for name in patch.layers)
         self.scales = nn.ModuleList(patches)
@@ -267,10 +271,10 @@ class MultiScaleDiscriminator(nn.Module):
         given: Tensor | None = None,
         hidden: Sequence[str] = (),
     ) -> Tensor | tuple[Tensor, Features]:
-        """Return logits (B, scales H W / 4^depth), finest scale first, row by row; with `hidden`, also the features.
+        """Return logits (B, scales h w), finest scale first, row by row; with `hidden`, also the features.
 
         Arguments:
-            x: (B, C, H, W) with sides divisible by 2^(depth + scales - 1).
+            x: (B, C, H, W) with sides of at least 2^(depth + scales - 1).
             t, cond, given: None.
             hidden: names out of `layers`.
         Raises:
@@ -280,15 +284,16 @@ class MultiScaleDiscriminator(nn.Module):
         _check_sides(x, self.channels, self.factor)
         features = HiddenFeatures(self.layers, hidden)
         logits = []
+        finest = [side >> self.depth for side in x.shape[2:]]
         for i, patch in enumerate(self.scales):
             prefix = f"scale_{i}."
             inner = [name.removeprefix(prefix) for name in hidden if name.startswith(prefix)]
-            out = patch(F.avg_pool2d(x, 2**i) if i else x, hidden=inner)
+            out = patch(F.avg_pool2d(x, 2**i, ceil_mode=True) if i else x, hidden=inner)
             if inner:
                 out, of_scale = out
                 for name, h in of_scale.items():
                     features.record(prefix + name, h)
-            logits.append(repeat(out, "b 1 h w -> b (h p w q)", p=2**i, q=2**i))
+            logits.append(F.interpolate(out, finest, mode="nearest").flatten(1))
         return features.beside(torch.cat(logits, dim=1))
 
 
@@ -326,7 +331,7 @@ class MinibatchStd(nn.Module):
 
 
 class _Block(nn.Module):
-    """(skip(x) + conv(lrelu(conv(x) + time))) / sqrt 2, halved by average pooling: (B, C, H, W) to (B, D, H/2, W/2)."""
+    """(skip(x) + conv(lrelu(conv(x) + time))) / sqrt 2, its sides halved, rounding up: (B, C, H, W) to (B, D, h, w)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int | None, spectral_norm: bool) -> None:
         super().__init__()
@@ -341,7 +346,7 @@ class _Block(nn.Module):
         if self.adapt is not None:
             h = h + rearrange(self.adapt(embedding), "b c -> b c 1 1")
         h = F.leaky_relu(self.conv2(F.leaky_relu(h, SLOPE)), SLOPE)
-        return (self.skip(F.avg_pool2d(x, 2)) + F.avg_pool2d(h, 2)) / math.sqrt(2)
+        return (self.skip(halved(x)) + halved(h)) / math.sqrt(2)
 
 
 class _Projection(nn.Module):
@@ -387,8 +392,9 @@ def refuse(network: nn.Module, **inputs: Tensor | None) -> None:
 
 
 def _check_sides(x: Tensor, channels: int, factor: int) -> None:
-    """Raise ValueError unless x is (B, channels, H, W) with sides divisible by `factor`."""
-    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+    """Raise ValueError unless x is (B, channels, H, W) with sides of at least `factor`."""
+    if x.ndim != 4 or x.shape[1] != channels or min(x.shape[2:]) < factor:
         raise ValueError(
-            f"x must be (B, {channels}, H, W) with H and W divisible by {factor}; got shape {tuple(x.shape)}"
+            f"x must be (B, {channels}, H, W) with H and W at least {factor} (in a recipe --resolution); got shape "
+            f"{tuple(x.shape)}"
         )

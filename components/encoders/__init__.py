@@ -1,6 +1,6 @@
 """Encoders: x to q(z|x), a diagonal Gaussian over a latent vector or map; frozen features of images."""
 
-from .residual import MLPEncoder, ResidualEncoder
+from .residual import MLPEncoder, ResidualEncoder, latent_shape
 from .vision import TimmEncoder, TimmFeatures, ViTEncoder
 
 __all__ = [
@@ -9,4 +9,5 @@ __all__ = [
     "TimmEncoder",
     "TimmFeatures",
     "ViTEncoder",
+    "latent_shape",
 ]

@@ -16,11 +16,12 @@ from ..layers import (
     check_event,
     check_image_shape,
     group_norm,
+    halved,
     pyramid,
     soft_clamp,
 )
 
-__all__ = ["MLPEncoder", "ResidualEncoder"]
+__all__ = ["MLPEncoder", "ResidualEncoder", "latent_shape"]
 
 # Limits of log std, squeezed softly. Wide enough for any posterior met in training, narrow enough for float32: an
 # unmeasured guess inside the (-15, 10) that Rombach et al. 2022 (arXiv 2112.10752) clamp to in their code.
@@ -30,14 +31,16 @@ LOG_STD = (-10.0, 5.0)
 class ResidualEncoder(nn.Module):
     """Residual blocks with average pooling between resolutions: (B, C, H, W) to a Normal with log std in [-10, 5].
 
+    Pooling rounds sides up, as `halved` does.
+
     `layers`, its hidden layers, are level_0, level_1, ..., one for each resolution, finest first: (B, channels, h, w).
 
     Arguments:
         shape: (C, H, W) of x.
         latent: an int for z (B, latent), or a tuple for z (B, c, h, w).
         width: channels, times `multipliers` at each resolution.
-        multipliers: one for each resolution, finest first. By default 1, 2, 4, 4, ...: down to 4x4 for an int latent
-            (as far as both sides halve evenly), exactly to (h, w) for a tuple.
+        multipliers: one for each resolution, finest first. By default 1, 2, 4, 4, ...: for an int latent down to a
+            smallest side of 4 to 7, for a tuple to (h, w).
         blocks: residual blocks at each resolution.
         num_classes: for labels, which adapt every block; the null class is `num_classes`.
     Raises:
@@ -56,7 +59,7 @@ class ResidualEncoder(nn.Module):
         super().__init__()
         check_image_shape(shape, "MLPEncoder")
         self.shape, self.latent, self.num_classes = tuple(shape), latent, num_classes
-        multipliers, (h, w) = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
+        multipliers, (*_, (h, w)) = pyramid(shape, multipliers, None if isinstance(latent, int) else latent[1:])
         self.label = ClassEmbedding(num_classes, 4 * width)
         embedding = None if num_classes is None else 4 * width
         widths = [width * m for m in multipliers]
@@ -91,7 +94,7 @@ class ResidualEncoder(nn.Module):
         h = self.first(x)
         for i, level in enumerate(self.levels):
             if i:
-                h = F.avg_pool2d(h, 2)
+                h = halved(h)
             h = features.record(f"level_{i}", level(h, embedding))
         return features.beside(normal(self.last(F.silu(self.norm(h)))))
 
@@ -138,6 +141,16 @@ class MLPEncoder(nn.Module):
         for name, block in zip(self.layers, self.blocks):
             h = features.record(name, block(h, embedding))
         return features.beside(normal(self.last(F.silu(self.norm(h)))))
+
+
+def latent_shape(channels: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the shape (channels, h, w) of latents for images of `shape`, (C, H, W): sides halved twice, rounding up.
+
+    They are halved once or not at all where the smallest would otherwise be below 4.
+    """
+    _, sides = pyramid(shape)
+    h, w = sides[min(2, len(sides) - 1)]
+    return channels, h, w
 
 
 def normal(raw: Tensor) -> Normal:

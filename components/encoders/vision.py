@@ -19,6 +19,7 @@ from ..layers import (
     check_image_shape,
     check_images,
     check_patch,
+    padded,
     positions,
 )
 from .residual import normal
@@ -31,14 +32,15 @@ class ViTEncoder(nn.Module):
 
     Patches are embedded linearly, with fixed sinusoids of their positions added, and preceded by a learned token,
     whose last features are mapped to the latent. Dosovitskiy et al. 2020, arXiv 2010.11929, who learn the position
-    embedding.
+    embedding. Where patch does not divide a side, zeros follow its end.
 
-    `layers`, its hidden layers, are block_0, block_1, ..., each (B, 1 + H W / patch², width), the learned token first.
+    `layers`, its hidden layers, are block_0, block_1, ..., each (B, 1 + ⌈H / patch⌉ ⌈W / patch⌉, width), the learned
+    token first.
 
     Arguments:
         shape: (C, H, W) of x.
         latent: features of z.
-        patch: the side of a patch, which divides H and W.
+        patch: the side of a patch, at most H and W.
         width: features of a token, divisible by 4.
         depth: the number of blocks, at least 1.
         heads: attention heads, which divide width.
@@ -68,7 +70,8 @@ class ViTEncoder(nn.Module):
         channels, height, long = shape
         self.label = ClassEmbedding(num_classes, width)
         self.first = nn.Linear(channels * patch**2, width)
-        self.register_buffer("position_embedding", positions(width, height // patch, long // patch), persistent=False)
+        grid = positions(width, -(-height // patch), -(-long // patch))
+        self.register_buffer("position_embedding", grid, persistent=False)
         self.token = nn.Parameter(0.02 * torch.randn(width))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.layers = tuple(f"block_{i}" for i in range(depth))
@@ -91,7 +94,7 @@ class ViTEncoder(nn.Module):
         features = HiddenFeatures(self.layers, hidden)
         label = self.label(cond, x)
         token = self.token.expand(len(x), -1) if label is None else self.token + label
-        patches = self.first(rearrange(F.pixel_unshuffle(x, self.patch), "b c h w -> b (h w) c"))
+        patches = self.first(rearrange(F.pixel_unshuffle(padded(x, self.patch), self.patch), "b c h w -> b (h w) c"))
         h = torch.cat([token[:, None].to(patches.dtype), patches + self.position_embedding.to(patches.dtype)], dim=1)
         for name, block in zip(self.layers, self.blocks):
             h = features.record(name, block(h))

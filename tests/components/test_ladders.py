@@ -114,9 +114,9 @@ X = torch.zeros(2, 3, 8, 8)
 
 @pytest.mark.parametrize("make, message", [
     (lambda: convolutional_ladder((1, 8, 8), 5),
-     r"shape must have sides divisible by the down-sampling factor 16 .*\(1, 8, 8\)"),
+     r"levels must be from 1 to 4 for images of shape \(1, 8, 8\).*; got 5: .*--resolution"),
     (lambda: dense_ladder(5, 0), "levels must be at least 1; got 0"),
-    (lambda: convolutional_ladder((1, 8, 8), 0), "levels must be at least 1; got 0"),
+    (lambda: convolutional_ladder((1, 8, 8), 0), "levels must be from 1 to 4 .*; got 0"),
     (lambda: convolutional_ladder((2,)), r"shape must be \(C, H, W\); got \(2,\): for points use dense_ladder"),
     (lambda: BottomUp((2,), 8, (1, 2)), r"shape must be \(C, H, W\); got \(2,\): for points use DenseBottomUp"),
     (lambda: build("convolutional")[0].levels[1].prior(None),

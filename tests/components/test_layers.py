@@ -64,16 +64,21 @@ def test_soft_clamp_stays_inside_and_is_the_identity_in_the_middle():
     assert edge.grad > 0.1
 
 
-def test_pyramid_defaults():
-    assert pyramid((1, 8, 8)) == ((1, 2), (4, 4))
-    assert pyramid((1, 16, 16)) == ((1, 2, 4), (4, 4))
-    assert pyramid((3, 64, 64)) == ((1, 2, 4, 4, 4), (4, 4))
-    assert pyramid((1, 28, 28)) == ((1, 2, 4), (7, 7))
-    assert pyramid((1, 8, 16)) == ((1, 2), (4, 8))
-    assert pyramid((1, 3, 3)) == ((1,), (3, 3))
-    assert pyramid((3, 32, 32), to=(8, 8)) == ((1, 2, 4), (8, 8))
-    assert pyramid((1, 8, 8), to=(8, 8)) == ((1,), (8, 8))
-    assert pyramid((1, 8, 8), (1, 1, 1, 1)) == ((1, 1, 1, 1), (1, 1))
+@pytest.mark.parametrize("shape, options, multipliers, ends", [
+    ((1, 8, 8), {}, (1, 2), (4, 4)), ((1, 16, 16), {}, (1, 2, 4), (4, 4)), ((3, 64, 64), {}, (1, 2, 4, 4, 4), (4, 4)),
+    ((1, 28, 28), {}, (1, 2, 4), (7, 7)), ((1, 8, 16), {}, (1, 2), (4, 8)), ((1, 3, 3), {}, (1,), (3, 3)),
+    ((1, 9, 9), {}, (1, 2), (5, 5)), ((1, 15, 31), {}, (1, 2, 4), (4, 8)),
+    ((1, 33, 17), {}, (1, 2, 4), (9, 5)), ((2, 65), {}, (1, 2, 4, 4, 4), (5,)),
+    ((3, 32, 32), {"to": (8, 8)}, (1, 2, 4), (8, 8)), ((1, 8, 8), {"to": (8, 8)}, (1,), (8, 8)),
+    ((3, 33, 17), {"to": (9, 5)}, (1, 2, 4), (9, 5)), ((1, 9, 2), {"to": (3, 1)}, (1, 2, 4), (3, 1)),
+    ((1, 8, 8), {"multipliers": (1, 1, 1, 1)}, (1, 1, 1, 1), (1, 1)),
+    ((1, 10, 13), {"multipliers": (1, 2, 4)}, (1, 2, 4), (3, 4)),
+])  # fmt: skip
+def test_pyramid_halves_the_sides_rounding_up(shape, options, multipliers, ends):
+    widths, sides = pyramid(shape, **options)
+    assert widths == multipliers and len(sides) == len(widths)
+    assert sides[0] == shape[1:] and sides[-1] == ends
+    assert all(b == tuple((side + 1) // 2 for side in a) for a, b in zip(sides, sides[1:]))
 
 
 def test_residual_parts_start_as_the_identity():
@@ -163,15 +168,15 @@ def test_checks_accept_what_fits():
     check_event("x", torch.zeros(2, 3), (3,))
     check_image_shape((2, 8, 8), "MLP")
     check_images(torch.zeros(2, 3, 8, 8), 3)
-    check_patch((2, 8, 4), 4)
+    check_patch((2, 9, 4), 4)
 
 
 IMAGE = r"shape must be \(C, H, W\); got {}: for points use MLP"
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: pyramid((1, 10, 10), (1, 2, 4)),
-     r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 10, 10\)"),
+    (lambda: pyramid((1, 10, 3), (1, 2, 4)),
+     r"at least 4, the down-sampling factor of 3 multipliers; got \(1, 10, 3\): use larger images .*--resolution"),
     (lambda: pyramid((1, 8, 8), ()), "multipliers must have at least one entry"),
     (lambda: pyramid((1, 8, 8), None, (3, 3)), r"got \(3, 3\) for shape \(1, 8, 8\)"),
     (lambda: pyramid((1, 8, 16), None, (4, 4)), r"got \(4, 4\) for shape \(1, 8, 16\)"),
@@ -185,8 +190,8 @@ IMAGE = r"shape must be \(C, H, W\); got {}: for points use MLP"
     (lambda: check_images(torch.zeros(2, 1, 8, 8), 3), r"x must be \(B, 3, H, W\); got shape \(2, 1, 8, 8\)"),
     (lambda: check_images(torch.zeros(3, 8, 8), 3), r"x must be \(B, 3, H, W\); got shape \(3, 8, 8\)"),
     (lambda: check_images(torch.zeros(2, 8, 8, 3), 3), r"x must be \(B, 3, H, W\); got shape \(2, 8, 8, 3\)"),
-    (lambda: check_patch((1, 8, 6), 4), r"patch must divide the sides of shape \(1, 8, 6\); got 4"),
-    (lambda: check_patch((1, 8), 0), r"patch must divide the sides of shape \(1, 8\); got 0"),
+    (lambda: check_patch((1, 8, 3), 4), r"at least 1 and at most the sides of shape \(1, 8, 3\); got 4"),
+    (lambda: check_patch((1, 8), 0), r"patch must be at least 1 and at most the sides of shape \(1, 8\); got 0"),
     (lambda: Attention(16, 3), "heads must divide width 16; got 3"),
     (lambda: positions(18, 2, 2), "width must be divisible by 4; got 18"),
     (lambda: HiddenFeatures(("a", "b"), ("a", "c")),

@@ -66,13 +66,13 @@ def test_a_token_is_a_patch():
 
 @pytest.mark.parametrize("build, message", [
     (lambda: DiT((2,)), r"shape must be \(C, H, W\); got \(2,\): for points use MLP"),
-    (lambda: DiT((1, 8, 6), 4), r"patch must divide the sides of shape \(1, 8, 6\); got 4"),
+    (lambda: DiT((1, 8, 3), 4), r"at most the sides of shape \(1, 8, 3\); got 4"),
     (lambda: DiT((1, 8, 8), 0), "got 0"),
     (lambda: DiT((1, 8, 8), 2, width=18), "width must be divisible by 4; got 18"),
     (lambda: DiT((1, 8, 8), 2, width=16, heads=3), "heads must divide width 16; got 3"),
     (lambda: DiT((1, 8, 8), 2, depth=0), "depth must be at least 1; got 0"),
     (lambda: DiT((1, 8, 8), num_classes=3, context=4), "as cond is labels or tokens; got num_classes=3 and context=4"),
-    (lambda: SequenceTransformer((1, 9), 2), r"patch must divide the sides of shape \(1, 9\); got 2"),
+    (lambda: SequenceTransformer((1, 9), 10), r"at most the sides of shape \(1, 9\); got 10"),
     (lambda: SequenceTransformer((1, 9), width=5), "width must be divisible by 2; got 5"),
 ])  # fmt: skip
 def test_refusals(build, message):

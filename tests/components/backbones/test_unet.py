@@ -144,10 +144,10 @@ def test_channels_last(options, cond):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: UNet((1, 6, 6), multipliers=(1, 2, 2)),
-     r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6, 6\)"),
-    (lambda: UNet((1, 6), multipliers=(1, 2, 2)),
-     r"divisible by the down-sampling factor 4 of 3 multipliers; got \(1, 6\)"),
+    (lambda: UNet((1, 6, 3), multipliers=(1, 2, 2)),
+     r"at least 4, the down-sampling factor of 3 multipliers; got \(1, 6, 3\)"),
+    (lambda: UNet((1, 3), multipliers=(1, 2, 2)),
+     r"at least 4, the down-sampling factor of 3 multipliers; got \(1, 3\)"),
     (lambda: UNet((8,)), r"shape must be \(C, H, W\) or \(C, L\); got \(8,\)"),
     (lambda: UNet((1, 2, 8, 8)), r"shape must be \(C, H, W\) or \(C, L\); got \(1, 2, 8, 8\)"),
     (lambda: UNet((1, 8), attention=(16,)), r"attention must name lengths out of \[8, 4\]; got \(16,\)"),

@@ -162,7 +162,7 @@ def test_style_ignores_the_length_of_z():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: ResidualGenerator(6, (1, 6, 6), multipliers=(1, 2, 4)), r"down-sampling factor 4 .*\(1, 6, 6\)"),
+    (lambda: ResidualGenerator(6, (1, 6, 3), multipliers=(1, 2, 4)), r"at least 4, .*\(1, 6, 3\)"),
     (lambda: ResidualGenerator(6, (1, 8, 8), width=8, groups=3), r"divide twice the channels \[16, 8\]; got 3"),
     (lambda: ResidualGenerator(6, (1, 8, 8), width=8, groups=0), "got 0"),
     (lambda: ResidualGenerator(6, (1, 8, 8), resampling="cubic"), "resampling must be 'bilinear' or 'nearest'"),

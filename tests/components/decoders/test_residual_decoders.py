@@ -95,8 +95,8 @@ def refused(kind, classes, cond):
 @pytest.mark.parametrize("make, message", [
     (lambda: ResidualDecoder(4, (2,), DeltaHead()),
      r"shape must be \(C, H, W\); got \(2,\): for points use MLPDecoder"),
-    (lambda: ResidualDecoder(2, (1, 6, 6), DeltaHead(), multipliers=(1, 2, 4)),
-     r"sides divisible by the down-sampling factor 4 .*\(1, 6, 6\)"),
+    (lambda: ResidualDecoder(2, (1, 6, 3), DeltaHead(), multipliers=(1, 2, 4)),
+     r"at least 4, the down-sampling factor of 3 .*\(1, 6, 3\)"),
     (lambda: ResidualDecoder((2, 3, 3), (1, 8, 8), DeltaHead()),
      r"latent must have .* got \(3, 3\) for shape \(1, 8, 8\)"),
     (lambda: ResidualDecoder(2, (1, 8, 8), DeltaHead(), width=4)(torch.zeros(4, 3)),

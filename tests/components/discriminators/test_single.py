@@ -226,6 +226,13 @@ def test_scales_take_the_image_halved_and_weigh_alike():
         torch.testing.assert_close(part.mean(1), own.flatten(1).mean(1))
 
 
+def test_every_scale_reads_every_pixel_of_odd_sides():
+    network, x = build_other("multi", scales=3)[0], torch.randn(2, 2, 19, 33, requires_grad=True)
+    for logits in network(x).split(4 * 8, dim=1):
+        (slope,) = torch.autograd.grad(logits.sum(), x, retain_graph=True)
+        assert (slope.abs().amax(1) > 0).all()
+
+
 @pytest.mark.parametrize("batch, group", [(8, 4), (6, 3), (5, 1), (4, 4), (2, 2), (1, 1), (9, 3)])
 def test_minibatch_std_is_the_spread_of_each_group(batch, group):
     x = torch.randn(batch, 3, 2, 2)
@@ -296,16 +303,16 @@ def call(kind, full=False, **changed):
     *((lambda kind=kind, name=name: call(kind, **{name: torch.zeros(4)}), f"{name} {NONE} {network}; got a tensor")
       for kind, network in (("patch", "PatchDiscriminator"), ("multi", "MultiScaleDiscriminator"))
       for name in ("t", "cond", "given")),
-    (lambda: call("patch", x=torch.zeros(4, 2, 6, 8)), r"with H and W divisible by 4; got shape \(4, 2, 6, 8\)"),
-    (lambda: call("multi", x=torch.zeros(4, 2, 12, 16)),
-     r"x must be \(B, 2, H, W\) with H and W divisible by 8; got shape \(4, 2, 12, 16\)"),
+    (lambda: call("patch", x=torch.zeros(4, 2, 3, 8)), r"H and W at least 4 .*; got shape \(4, 2, 3, 8\)"),
+    (lambda: call("multi", x=torch.zeros(4, 2, 7, 16)),
+     r"x must be \(B, 2, H, W\) with H and W at least 8 \(in a recipe --resolution\); got shape \(4, 2, 7, 16\)"),
     (lambda: MLPDiscriminator(3, 8, given_features=(2, 3, 4))(torch.zeros(5, 3), given=torch.zeros(5, 24)),
      r"given must be \(B, 2, 3, 4\); got shape \(5, 24\)"),
     (lambda: PatchDiscriminator(1, depth=0), "depth must be at least 1; got 0"),
     (lambda: MLPDiscriminator(1, depth=0), "depth must be at least 1; got 0"),
     (lambda: MultiScaleDiscriminator(2, scales=0), "scales must be at least 1; got 0"),
     (lambda: ResidualDiscriminator((2,)), r"shape must be \(C, H, W\); got \(2,\): for points use MLPDiscriminator"),
-    (lambda: ResidualDiscriminator((1, 6, 6), multipliers=(1, 2, 4)), r"down-sampling factor 4 .*\(1, 6, 6\)"),
+    (lambda: ResidualDiscriminator((1, 6, 3), multipliers=(1, 2, 4)), r"at least 4, .*\(1, 6, 3\)"),
     (lambda: MinibatchStd(0), "group must be at least 1; got 0"),
     (lambda: MinibatchStd()(torch.zeros(3)), r"x must be \(B, C, ...\) with B >= 1; got shape \(3,\)"),
 ])  # fmt: skip

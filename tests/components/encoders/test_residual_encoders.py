@@ -89,8 +89,8 @@ LABELS = torch.zeros(4, dtype=torch.long)
 
 @pytest.mark.parametrize("make, message", [
     (lambda: ResidualEncoder((2,), 4), r"shape must be \(C, H, W\); got \(2,\): for points use MLPEncoder"),
-    (lambda: ResidualEncoder((1, 6, 6), 2, multipliers=(1, 2, 4)),
-     r"sides divisible by the down-sampling factor 4 .*\(1, 6, 6\)"),
+    (lambda: ResidualEncoder((1, 6, 3), 2, multipliers=(1, 2, 4)),
+     r"at least 4, the down-sampling factor of 3 .*\(1, 6, 3\)"),
     (lambda: ResidualEncoder((1, 8, 8), (2, 3, 3)), r"latent must have .* got \(3, 3\) for shape \(1, 8, 8\)"),
     (lambda: ResidualEncoder((1, 8, 8), 2, width=4)(torch.zeros(2, 1, 8, 9)),
      r"x must be \(B, 1, 8, 8\); got shape \(2, 1, 8, 9\)"),

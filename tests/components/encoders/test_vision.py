@@ -194,7 +194,7 @@ def test_missing_weights_give_one_message(build, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("build, message", [
     (lambda: ViTEncoder((2,), 5), r"shape must be \(C, H, W\); got \(2,\): for points use MLPEncoder"),
-    (lambda: ViTEncoder((1, 8, 6), 5, patch=4), r"patch must divide the sides of shape \(1, 8, 6\); got 4"),
+    (lambda: ViTEncoder((1, 8, 3), 5, patch=4), r"at most the sides of shape \(1, 8, 3\); got 4"),
     (lambda: ViTEncoder((1, 8, 8), 5, width=18, heads=3), "width must be divisible by 4; got 18"),
     (lambda: ViTEncoder((1, 8, 8), 5, width=16), "heads must divide width 16; got 3"),
     (lambda: ViTEncoder((1, 8, 8), 5, depth=0), "depth must be at least 1; got 0"),
