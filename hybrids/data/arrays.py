@@ -24,9 +24,9 @@ def arrays(path: str | os.PathLike[str], resolution: int | None = None, channels
     """Return the examples of a file, a tenth of them held out but no class's only one: images (N, C, H, W) or (N, D).
 
     A .npy file holds x; .npz and .safetensors hold x, and labels (N,), where there are some. Images are uint8, of 256
-    grey levels, or floats in [-1, 1], which count as continuous. Vectors of any scale, floats or
-    integers, are standardized, each dimension to mean 0 and variance 1 over the training examples; `Data.to_data` maps
-    back. No file's content is executed.
+    grey levels, or floats in [-1, 1], which count as continuous. Vectors of any scale, floats or integers, are
+    standardized, each dimension to mean 0 and variance 1 over the training examples; `Data.to_data` maps back. No
+    file's content is executed.
 
     Arguments:
         resolution: R; of images of another size the middle square is resized to R × R (bicubic, antialiased).

@@ -139,12 +139,12 @@ class Data:
     def to_unit(self, values: Tensor) -> Tensor:
         """Return the data's own values (..., D) as models see them, (value - mean) / scale: the inverse of `to_data`.
 
-        Computed in float64, returned in the dtype of `values`; images stay as they are.
+        Computed in float64, returned in the dtype of `values`, at least float32; images stay as they are.
         """
         if not self.scale:
             return values
         mean, scale = self._mean_and_scale(values.device)
-        return ((values.double() - mean) / scale).to(values)
+        return ((values.double() - mean) / scale).to(torch.promote_types(values.dtype, torch.float32))
 
     def _mean_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mean, scale = (torch.tensor(values, dtype=torch.float64, device=device) for values in (self.mean, self.scale))

@@ -96,6 +96,7 @@ def test_integer_vectors_are_counts(tmp_path):
     data = arrays(written(tmp_path / "a.npy", x=counts.to(torch.int32)))
     back = data.to_data(torch.cat([data.x, data.held_out])).sort(0).values
     assert data.grey_levels is None and torch.equal(back.round().long(), counts)
+    assert data.to_unit(counts).is_floating_point() and data.to_unit(counts).std() > 0.5
 
 
 @pytest.mark.parametrize("labels", [[0] * 12 + [1] * 7 + [2], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2])

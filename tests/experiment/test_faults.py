@@ -247,6 +247,13 @@ def test_fault_19_parts_that_do_not_fit(refused):
     assert contains(refused("ddpm", "--sample-steps", 2000), "--sample-steps 2000", "--timesteps 1000")
 
 
+def test_a_network_that_is_too_large(refused):
+    """Refused when it is built, with the reason; a rate without a weight would leave a network unused."""
+    message = refused("vae", "--width", 10**9, "--latent", 10**9)
+    assert contains(message, "recipe vae with --data digits: out of memory", "lower --resolution")
+    assert contains(refused("hierarchical_vae", "--beta", 0), "--beta", "above 0", "'0'")
+
+
 def test_fault_20_a_schedule_and_a_prediction(refused):
     """ε at pure noise says nothing of x: refused at build, with the predictions that go."""
 

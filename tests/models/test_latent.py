@@ -216,7 +216,7 @@ def test_images_that_are_too_many_for_memory_are_decoded_once():
 
     class Images:
         skipping = SimpleNamespace(add=seen.append)
-        read = staticmethod(lambda index: (whole.x[index], {"x.png": "broken"}))
+        read = staticmethod(lambda index: (whole.x[index], index, {"x.png": "broken"}))
 
         def __len__(self):
             return 20

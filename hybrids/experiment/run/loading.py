@@ -96,11 +96,9 @@ def _as_trained(data: Data, card: dict[str, Any], conditional: bool) -> Data:
     trained = Data.from_card(card)
     if data.shape != trained.shape:
         raise ValueError(f"{data.name} has examples of shape {data.shape}; the run was trained on {trained.shape}")
-    own, expected = ((one.classes, one.class_names) for one in (data, trained))
     # Runs from before names were recorded have none.
-    if conditional and (own if "class_names" in card else own[:1]) != (
-        expected if "class_names" in card else expected[:1]
-    ):
+    same_names = "class_names" not in card or data.class_names == trained.class_names
+    if conditional and not (data.classes == trained.classes and same_names):
         raise ValueError(
             f"{data.name} has the classes {data.describe_classes() or 'none'}; the run was trained on "
             f"{trained.describe_classes()}: its labels mean something else"

@@ -63,9 +63,12 @@ def experiment(settings: Settings, build: Build, recipe: str) -> int:
         try:
             run = _Run(settings, build, recipe, accelerator)
         except (MemoryError, RuntimeError) as error:
-            if (why := _out_of_memory(error, settings)) is None:
+            if (what := _memory_error(error)) is None:
                 raise
-            raise Refusal(f"recipe {recipe} with --data {settings.data}: {why}", here=True) from error
+            raise Refusal(
+                f"recipe {recipe} with --data {settings.data}: {what}; lower --resolution, or its networks' sizes",
+                here=True,
+            ) from error
         try:
             code = run.run()
         except (MemoryError, RuntimeError) as error:
@@ -377,16 +380,20 @@ def _changed_data(saved: disk.Checkpoint, now: dict[str, Any], conditional: bool
 
 def _out_of_memory(error: BaseException, settings: Settings) -> str | None:
     """Return what to do about an error that says that memory ran out; None for another."""
+    half = max(settings.batch_size // 2, 1)
+    return (what := _memory_error(error)) and (
+        f"{what}; lower --batch-size and raise --accumulation, which keeps the effective batch: "
+        f"--batch-size {half} --accumulation {settings.accumulation * 2}"
+    )
+
+
+def _memory_error(error: BaseException) -> str | None:
+    """Return what an error says if it is that memory ran out; None for another."""
     text = str(error)
     cpu = "DefaultCPUAllocator" in text or "can't allocate memory" in text
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not cpu:
         return None
-    half = max(settings.batch_size // 2, 1)
-    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
-    return (
-        f"out of memory ({first}); lower --batch-size and raise --accumulation, which keeps the effective batch: "
-        f"--batch-size {half} --accumulation {settings.accumulation * 2}"
-    )
+    return f"out of memory ({text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__})"
 
 
 def _options(settings: Settings) -> dict[str, Any]:

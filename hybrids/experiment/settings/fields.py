@@ -130,7 +130,10 @@ def _text(kind: type, value: Any) -> Any:
     # An empty path is the current folder: what an unset shell variable must not come to mean.
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError
-    return Path(value).expanduser() if kind is Path else str(value)
+    try:
+        return Path(value).expanduser() if kind is Path else str(value)
+    except RuntimeError:  # ~nobody
+        raise ValueError from None
 
 
 def _literal(choices: tuple[Any, ...], value: Any) -> Any:
