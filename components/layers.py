@@ -181,6 +181,9 @@ def halved(x: Tensor) -> Tensor:
     norms and attention see the image's own values at every resolution. Position j covers 2 j and, where there is one,
     2 j + 1; doubling and then `cropped`, at the end, leads back to the same positions.
     """
+    # Padding images to a multiple costs half as many pixels more (65 to 80) and gained nothing lasting: U-Nets of
+    # width 8 on 25 x 25 crops of Fashion-MNIST, v-loss 0.244 like this and 0.243 with zeros up to 28 after 700 steps
+    # (one seed), 0.317 and 0.305 after 200 (two seeds; reflected 0.305, replicated 0.307).
     return (F.avg_pool1d if x.ndim == 3 else F.avg_pool2d)(x, 2, ceil_mode=True)
 
 

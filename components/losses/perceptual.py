@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import check_images
+from ..layers import check_images, halved
 from ..precision import wide
 
 __all__ = ["Perceptual", "RandomFeatures"]
@@ -93,7 +93,7 @@ class RandomFeatures(nn.Module):
         check_images(x, self.channels)
         maps: list[Tensor] = []
         for layer in self.convolutions:
-            x = F.relu(layer(F.avg_pool2d(x, 2) if maps else x))
+            x = F.relu(layer(halved(x) if maps else x))
             maps.append(x)
         return maps
 

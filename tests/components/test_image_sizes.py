@@ -1,4 +1,4 @@
-"""Images of any size, square or oblong: every network keeps it, reads every pixel, and is plain where sides divide."""
+"""Image networks at any size, square or oblong: the output keeps it, every pixel counts, sides that divide stay."""
 
 import pytest
 import torch

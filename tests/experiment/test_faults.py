@@ -242,8 +242,9 @@ def test_fault_18_types_and_ranges(refused):
 
 
 def test_fault_19_parts_that_do_not_fit(refused):
-    """A resolution that a network cannot halve is refused when it is built, with recipe and data named."""
-    assert contains(refused("ddpm", "--resolution", 9), "recipe ddpm with --data digits", "9")
+    """Images too small for a network are refused when it is built, with recipe, data, shape and remedy named."""
+    few = refused("hierarchical_vae", "--levels", 5)
+    assert contains(few, "recipe hierarchical_vae with --data digits", "(1, 8, 8)", "got 5", "--resolution")
     assert contains(refused("ddpm", "--sample-steps", 2000), "--sample-steps 2000", "--timesteps 1000")
 
 

@@ -503,7 +503,7 @@ def test_what_a_stage_draws_for_its_batches_is_drawn_again_alike(tmp_path, few_d
         ("--condition label --guidance-scale 3 --label-dropout 0", "nothing to guide from with --label-dropout 0"),
         ("--data 25-gaussians --critic 1", "want images; 25-gaussians is points"),
         ("--data 25-gaussians --condition label", "--condition label needs labels; --data 25-gaussians has none"),
-        ("--resolution 10", "10"),
+        ("--resolution 2 --critic 1", "at least 4 (in a recipe --resolution); got shape (8, 1, 2, 2)"),
         ("--condition text --text-encoder no/such", "pip install transformers"),
     ],
 )
