@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CANNOT_WRITE", "NOT_FINITE", "REFUSED", "STOPPED", "Refusal", "asked", "each_asked", "is_main",
+__all__ = ["CANNOT_WRITE", "NOT_FINITE", "REFUSED", "STOPPED", "Refusal", "as_refusal", "steps_as_refusal", "is_main",
            "malformed", "needed", "refusing"]  # fmt: skip
 
 REFUSED, CANNOT_WRITE, STOPPED, NOT_FINITE = 2, 74, 75, 76
@@ -53,8 +53,8 @@ def refusing() -> Iterator[None]:
 
 
 @contextmanager
-def asked(what: str, here: bool = False) -> Iterator[None]:
-    """A ValueError in here is the user's to mend: a refusal, with the place it came from; here, as in `Refusal`."""
+def as_refusal(what: str, here: bool = False) -> Iterator[None]:
+    """Turn a ValueError inside into a refusal that names `what` and the place it came from; here, as in `Refusal`."""
     try:
         yield
     except Refusal:
@@ -63,11 +63,13 @@ def asked(what: str, here: bool = False) -> Iterator[None]:
         raise Refusal(f"{what}: {error} ({_place(error)})", here) from error
 
 
-def each_asked(what: str, steps: Iterator[Any], start: int) -> Generator[Any, None, None]:
+def steps_as_refusal(what: str, steps: Iterator[Any], start: int) -> Generator[Any, None, None]:
     """Yield what `steps` yields; a ValueError in one of them, whose batches and losses are checked, is a refusal.
 
-    Arguments: what, as of `asked`, to which the number of the step is added; steps, a generator, which is closed with
-    this one; start, the number of steps before the first.
+    Arguments:
+        what: as of `as_refusal`; the number of the step is added.
+        steps: a generator, which is closed with this one.
+        start: the number of steps before the first.
     """
     with closing(steps):  # type: ignore[type-var]
         for step in itertools.count(start + 1):

@@ -36,7 +36,7 @@ from hybrids.experiment import Refusal, checkpoint_of, data_of, refusing
 from hybrids.experiment.checkpoints.run_folder import check_writable, lock, refuse_links
 from hybrids.files import write_whole
 from hybrids.processes import agree, decide_on_main
-from hybrids.refusal import asked
+from hybrids.refusal import as_refusal
 
 
 def arguments() -> argparse.Namespace:
@@ -161,11 +161,11 @@ def measure_samples(given: argparse.Namespace, accelerator: Accelerator) -> None
     if not accelerator.is_main_process:
         return
     source = checkpoint_of(given.run)
-    with asked("--metrics"):
+    with as_refusal("--metrics"):
         metrics = metrics_of(given.metrics or None)
     out = out_of(given, source, "measured.json")
     model = load(source, given.recipe, ema=not given.no_ema, device=accelerator.device)
-    with asked(f"--metrics of {given.run}"):
+    with as_refusal(f"--metrics of {given.run}"):
         measurements = measure(
             model,
             data_of(source, given.data),
@@ -229,7 +229,7 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
     # All processes measure the importance of levels on the same noise, so that they agree.
     torch.manual_seed(given.seed)
     try:
-        with asked(f"--likelihood of {given.run}"):
+        with as_refusal(f"--likelihood of {given.run}"):
             scorer = scorer_of(model, given, data, *of(slice(512)), len(stored))
     except TypeError as error:
         raise Refusal(f"--likelihood of {given.run}: {error}") from None
@@ -256,7 +256,7 @@ def measure_likelihood(given: argparse.Namespace, accelerator: Accelerator, stac
             chunks.remove()
         raise Refusal(errors)
     if main:
-        with asked("--out"):
+        with as_refusal("--out"):
             values = [chunks.read(number) for number in range(len(cuts))]
         likelihood = scorer.summary(values, stored[0].numel())
         body = {"run": str(given.run), "settings": settings, "likelihood": likelihood}

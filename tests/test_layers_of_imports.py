@@ -187,9 +187,9 @@ def test_importing_loads_nothing_heavy(tmp_path):
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))",
     ]
     lines += [
-        # A run, up to its first step: `read` is called where training begins.
+        # A run, up to its first step: `Readable` is called where training begins.
         "from hybrids.experiment.run import run",
-        f"run.read = lambda batches: sys.exit(print(sorted(set({HEAVY!r}) & set(sys.modules))))",
+        f"run.Readable = lambda batches: sys.exit(print(sorted(set({HEAVY!r}) & set(sys.modules))))",
         "recipe = load_recipe('vae')",
         "hybrids.experiment.main(recipe.Settings, recipe.build, ['--device', 'cpu', '--out', sys.argv[1]])",
     ]

@@ -18,7 +18,7 @@ from ..data import Data, load_data
 from ..experiment import Refusal, Settings, parse
 from ..experiment.settings.fields import settings_of
 from ..files import write_whole
-from ..refusal import asked
+from ..refusal import as_refusal
 from ..stage import Stage, check_moved
 from .recipes import Recipe
 
@@ -122,7 +122,14 @@ def make_plan(options: Options, data: Data) -> dict[str, Any]:
     plan = read_plan(options.out)
     card = {**data.card(), "examples": len(data)}
     if plan is None:
-        plan = {"format": FORMAT, "asked": options.fixed(), "seeds": 0, "data": card, "parameters": None, "recipes": {}}
+        plan = {
+            "format": FORMAT,
+            "as_refusal": options.fixed(),
+            "seeds": 0,
+            "data": card,
+            "parameters": None,
+            "recipes": {},
+        }
     _refuse_changes(plan, options, card)
     plan["seeds"] = options.seeds
     new = {name: recipe for name, recipe in options.chosen().items() if name not in plan["recipes"]}
@@ -146,7 +153,7 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
     """Raise Refusal, with all differences, where a plan is of other options or data (a data set's card)."""
     if plan["format"] != FORMAT:
         raise Refusal(f"{options.out / 'plan.json'}: is of format {plan['format']}; expected {FORMAT}")
-    before, now = plan["asked"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
+    before, now = plan["as_refusal"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
     now = json.loads(json.dumps(now))
     errors = [f"{name}: {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
     if options.seeds < plan["seeds"]:
@@ -241,7 +248,7 @@ def with_lengths(out: Path, plan: dict[str, Any], name: str, costs: list[float] 
         costs = [float(entry["batch"])] * len(entry["stages"])
     known = settings_of(Recipe(entry.get("given", name)).module().Settings)
     entry["split"] = len(costs) == 2 and "first_steps" in known
-    entry["lengths"] = lengths(plan["asked"]["value"], costs, entry["split"])
+    entry["lengths"] = lengths(plan["as_refusal"]["value"], costs, entry["split"])
     write_plan(out, plan)
 
 
@@ -327,7 +334,7 @@ def lengths(value: float, costs: Sequence[float], split: bool) -> list[int]:
 
 def data_of_options(options: Options) -> Data:
     """Return the data set of options."""
-    with asked("--data"):
+    with as_refusal("--data"):
         return load_data(options.data, options.resolution)
 
 

@@ -629,7 +629,7 @@ def test_a_rank_that_is_frozen_or_dead_is_named(kind, tmp_path):
             process.communicate()
     assert waiting.returncode == 2, text
     named = r"rank 0 waits after step 3: rank 1 \(after step 3\) gives no sign of life: it is frozen or dead"
-    assert re.search(rf"refused: stopped: {named}.*last checkpoint is intact: go on with --resume auto", text), text
+    assert re.search(rf"refused: stopped: {named}.*saved are intact: go on with --resume auto", text), text
     assert "Traceback" not in text
     if kind == "SIGSTOP":
         assert re.search(rf"waiting for \d+ s of --timeout 8: {named}", text), text

@@ -10,6 +10,8 @@ from hybrids import experiment, load
 from hybrids.data import arrays
 from hybrids.experiment import load_recipe
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(28, 28), (12, 20)]
 BITS = {"vae", "hierarchical_vae", "ddpm", "variational_diffusion", "latent_diffusion"}
 """Recipes with a bound on log p(x)."""

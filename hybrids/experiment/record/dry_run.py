@@ -7,7 +7,7 @@ import torch
 
 from ...data import Data
 from ...modes import device_of
-from ...refusal import asked
+from ...refusal import as_refusal
 from ...stage import Stage
 from ..settings import Settings
 from .players import players_table
@@ -35,7 +35,7 @@ def dry_run(settings: Settings, recipe: str, data: Data, stages: Sequence[Stage]
         f"{settings.accumulation} micro-batch(es)",
     ]
     for stage in stages:
-        with asked(f"stage {stage.name!r}"):
+        with as_refusal(f"stage {stage.name!r}"):
             batch = batch_of(stage, data, settings.batch_size, device)
             lines += ["", players_table(stage, stage.steps or settings.steps, batch)]
             lines += [f"  {name}: {text}" for name, text in _costs(stage, batch, settings).items()]

@@ -13,7 +13,7 @@ from torch import nn
 from ...data import NAMES, Data, load_data
 from ...data.source import say
 from ...own import is_own, load_module
-from ...refusal import Refusal, asked, malformed
+from ...refusal import Refusal, as_refusal, malformed
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.state import load_weights, part
 from ..settings import Settings
@@ -37,7 +37,7 @@ def load_recipe(name: str, file: str | os.PathLike[str] | None = None) -> Module
     if not path.is_file():
         where = f"is not in {place}" if file is None else f"has no file {path}"
         raise Refusal(f"recipe {name!r} {where}; give its file with --recipe FILE")
-    with asked(f"recipe {path}"):
+    with as_refusal(f"recipe {path}"):
         return load_module(path)
 
 
@@ -84,7 +84,7 @@ def data_of(checkpoint: Path, data: str | None = None) -> Data:
     if data is None and name not in NAMES:
         # A run may be a stranger's, and names whatever it likes.
         say(f"{checkpoint}: reads the data that the run names, --data {name}")
-    with malformed(str(checkpoint)) if data is None else nullcontext(), asked("data"):
+    with malformed(str(checkpoint)) if data is None else nullcontext(), as_refusal("data"):
         return _as_trained(load_data(name, **options), card["data"], bool(given.get("conditional")))
 
 
@@ -155,6 +155,6 @@ def load(
 def _settings(module: ModuleType, values: dict[str, Any], where: str) -> Settings:
     known, converted = settings_of(module.Settings), {}
     for name in known.keys() & values.keys():
-        with asked(f"{where}, setting {name}"):
+        with as_refusal(f"{where}, setting {name}"):
             converted[name] = known[name].convert(values[name])
     return module.Settings(**converted)

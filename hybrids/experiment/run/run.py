@@ -20,7 +20,17 @@ from ...finite import LAG
 from ...game import NotFinite, assert_equal_on_ranks, train
 from ...launch import launched
 from ...processes import agree, decide_on_main
-from ...refusal import CANNOT_WRITE, NOT_FINITE, STOPPED, Refusal, asked, each_asked, is_main, malformed, refusing
+from ...refusal import (
+    CANNOT_WRITE,
+    NOT_FINITE,
+    STOPPED,
+    Refusal,
+    as_refusal,
+    is_main,
+    malformed,
+    refusing,
+    steps_as_refusal,
+)
 from ...stage import Stage, check_finite, check_moved, checked
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.run_folder import claim, lock
@@ -211,7 +221,7 @@ class _Run:
         """Train one stage to its end; False if a signal stopped it."""
         settings, stage, end = self.settings, self.stages[index], self.ends[index]
         first = 0 if index == 0 else self.ends[index - 1]
-        with asked(f"stage {stage.name!r}"):
+        with as_refusal(f"stage {stage.name!r}"):
             batches = batches_of(stage, index, self.data, settings, self.accelerator)
         ema = EMA(stage.model, settings.ema) if settings.ema > 0 else None
         gathered, start = Gathered(), first
@@ -220,13 +230,13 @@ class _Run:
         # At the end of a stage the next one has saved nothing of its own yet.
         if saved is not None and saved.step > first:
             start = saved.step
-            with malformed(f"--resume {saved.folder}"), asked(f"--resume {saved.folder}"):
+            with malformed(f"--resume {saved.folder}"), as_refusal(f"--resume {saved.folder}"):
                 restore(saved.state, (f"stage-{index}", stage.root()), stage.players, batches, ema, str(saved.folder))
                 gathered.restore(saved.state.rank_tensors or {}, self.accelerator.device)
         del saved
         self.record.players(index, batches)
         shown = stage.model if ema is None else ema.module
-        with asked(f"stage {stage.name!r}"):
+        with as_refusal(f"stage {stage.name!r}"):
             turns = train(
                 stage.players,
                 Readable(batches),
@@ -235,7 +245,7 @@ class _Run:
                 start - first,
                 settings.skip_nonfinite - self.skipped,
             )
-        steps = each_asked(f"stage {stage.name!r}", turns, start)
+        steps = steps_as_refusal(f"stage {stage.name!r}", turns, start)
         with self.record.bar(stage.name, start - first, end - first) as bar, closing(steps):
             for n, logs in steps:
                 step = first + n
@@ -311,7 +321,7 @@ def _together(accelerator: Any, what: str, action: Callable[[], T]) -> T:
     """Return what an action returns; what it refuses on one rank, every rank refuses."""
     result, refusal = None, None
     try:
-        with asked(what):
+        with as_refusal(what):
             result = action()
     except Refusal as error:
         refusal = error
