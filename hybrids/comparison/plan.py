@@ -124,7 +124,7 @@ def make_plan(options: Options, data: Data) -> dict[str, Any]:
     if plan is None:
         plan = {
             "format": FORMAT,
-            "as_refusal": options.fixed(),
+            "asked": options.fixed(),
             "seeds": 0,
             "data": card,
             "parameters": None,
@@ -153,7 +153,7 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
     """Raise Refusal, with all differences, where a plan is of other options or data (a data set's card)."""
     if plan["format"] != FORMAT:
         raise Refusal(f"{options.out / 'plan.json'}: is of format {plan['format']}; expected {FORMAT}")
-    before, now = plan["as_refusal"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
+    before, now = plan["asked"] | {"data set": plan["data"]}, options.fixed() | {"data set": card}
     now = json.loads(json.dumps(now))
     errors = [f"{name}: {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
     if options.seeds < plan["seeds"]:
@@ -248,7 +248,7 @@ def with_lengths(out: Path, plan: dict[str, Any], name: str, costs: list[float] 
         costs = [float(entry["batch"])] * len(entry["stages"])
     known = settings_of(Recipe(entry.get("given", name)).module().Settings)
     entry["split"] = len(costs) == 2 and "first_steps" in known
-    entry["lengths"] = lengths(plan["as_refusal"]["value"], costs, entry["split"])
+    entry["lengths"] = lengths(plan["asked"]["value"], costs, entry["split"])
     write_plan(out, plan)
 
 
