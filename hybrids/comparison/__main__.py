@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name, seed = given.of
             measure_run(Run(given.out, name, int(seed)), plan["recipes"][name], request, device_named(given.device))
             return
-        data = load_data(request["data"], shape[-1] if len(shape) == 3 else None)
+        data = load_data(request["data"], shape[-1] if len(shape) == 3 and shape[1] == shape[2] else None)
         if given.what == "real":
             measure_real(given.out, data, request, device_named(given.device))
             return

@@ -17,11 +17,11 @@ from torch import Tensor
 from components.samplers import Sampler
 
 from ..data import Data
+from ..data.source import few
 from ..ema import EMA
 from ..evaluation.metrics import ROWS, draw_samples, measure, measured_real, metric_of
 from ..experiment import Settings, checkpoint_of, data_of, load
 from ..experiment.checkpoints.checkpoint import steps_in
-from ..experiment.record import few
 from ..experiment.run.batches import Readable, batches_of, seed_all
 from ..files import write_tensors, write_whole
 from ..game import train

@@ -182,7 +182,8 @@ def _refuse_changes(plan: dict[str, Any], options: Options, card: dict[str, Any]
 
 def _words(options: Options, own: str, shape: Sequence[int]) -> list[str]:
     """Return a recipe's command-line arguments without its width: the data, and those of --set."""
-    size = ["--resolution", str(shape[-1])] if len(shape) == 3 else []
+    # Oblong images have the size that they have.
+    size = ["--resolution", str(shape[-1])] if len(shape) == 3 and shape[1] == shape[2] else []
     return ["--data", options.data, *size, *shlex.split(own)]
 
 

@@ -16,7 +16,7 @@ from .streaming import Stream, Workers
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Batches", "Data", "say", "trained_on"]
+__all__ = ["Batches", "Data", "say", "trained_on", "few"]
 
 
 def say(text: str) -> None:
@@ -370,3 +370,20 @@ class _Plan:
             parts.append(self._order[place : place + count])
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def few(data: Data, n: int) -> Data:
+    """Return a data set of the first n examples, in memory and without augmentation; its order is its own."""
+    rows = index = torch.arange(min(n, len(data)))
+    x = data.x
+    if data.stream is not None:
+        x, index, bad = data.stream.read(rows)
+        data.stream.skipping.add(bad)
+    return replace(
+        data,
+        x=None if x is None else x[: len(rows)],
+        labels=None if data.labels is None else data.labels[index],
+        factors=None if data.factors is None else data.factors[index],
+        stream=None,
+        augment=None,
+    )

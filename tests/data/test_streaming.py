@@ -10,7 +10,7 @@ from PIL import Image
 
 from components.distributions import Delta
 from hybrids.data import Data, folder, folders
-from hybrids.experiment.record import few
+from hybrids.data.source import few
 from hybrids.models.cache import encode_data
 
 R, N = 8, 26

@@ -11,8 +11,8 @@ from torch.optim import SGD
 
 from hybrids import Player, Terms, experiment
 from hybrids.data import Data, load_data
+from hybrids.data.source import few
 from hybrids.experiment import Stage, load_recipe, parse
-from hybrids.experiment.record import few
 from hybrids.experiment.record.players import players_table
 
 

@@ -3,20 +3,17 @@
 import math
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...batch import Batch
-from ...data import Data
 from ...player import Player
 from ...stage import Stage
 from ...terms import Terms
 
-__all__ = ["few", "players_table"]
+__all__ = ["players_table"]
 
 _HEADINGS = ("player", "moves", "uses", "frozen in its turn", "optimizer", "clip", "every", "per")
 _WIDTH = 120
@@ -144,21 +141,4 @@ def _wrapped(text: str, indent: str) -> list[str]:
         subsequent_indent=indent + " " * 7,
         break_long_words=False,
         break_on_hyphens=False,
-    )
-
-
-def few(data: Data, n: int) -> Data:
-    """Return a data set of the first n examples, in memory and without augmentation; its order is its own."""
-    rows = index = torch.arange(min(n, len(data)))
-    x = data.x
-    if data.stream is not None:
-        x, index, bad = data.stream.read(rows)
-        data.stream.skipping.add(bad)
-    return replace(
-        data,
-        x=None if x is None else x[: len(rows)],
-        labels=None if data.labels is None else data.labels[index],
-        factors=None if data.factors is None else data.factors[index],
-        stream=None,
-        augment=None,
     )

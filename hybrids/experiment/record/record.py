@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...data import Batches, Data
+from ...data.source import few
 from ...files import warning_if_full, write_whole
 from ...modes import evaluating
 from ...pictures import COLUMNS, labels_shown, save_picture
 from ...stage import Stage
 from ..settings import Settings, to_yaml
 from .logs import Gathered, Logs
-from .players import few, players_table
+from .players import players_table
 
 __all__ = ["Record"]
 

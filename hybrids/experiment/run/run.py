@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...data import Data, load_data
+from ...data.source import few
 from ...ema import EMA
 from ...files import warning_if_full
 from ...finite import LAG
@@ -35,7 +36,7 @@ from ...stage import Stage, check_finite, check_moved, checked
 from ..checkpoints import checkpoint as disk
 from ..checkpoints.run_folder import claim, lock
 from ..checkpoints.state import gather, load_weights, part, restore, restore_random_numbers
-from ..record import Record, dry_run, few
+from ..record import Record, dry_run
 from ..record.logs import Gathered
 from ..settings import Settings, parse, to_yaml
 from .batches import Readable, batches_of, seed_all
